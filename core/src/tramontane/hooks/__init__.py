@@ -1,0 +1,42 @@
+"""The plug-in contract and its manager. Imports no torch."""
+
+from tramontane.hooks.hookspecs import GROUP, hookimpl, hookspec
+from tramontane.hooks.manager import PluginFailure, PluginInfo, PluginManager, plugin_manager
+from tramontane.hooks.specs import (
+    API_VERSION,
+    AdapterSpec,
+    ArchitectureSpec,
+    CheckpointSpec,
+    ExecutorSpec,
+    KernelSpec,
+    ModelKind,
+    ModelSpec,
+    PipelineSpec,
+    QuantizerSpec,
+    Spec,
+    ToolSource,
+    TransportSpec,
+)
+
+__all__ = [
+    "API_VERSION",
+    "GROUP",
+    "AdapterSpec",
+    "ArchitectureSpec",
+    "CheckpointSpec",
+    "ExecutorSpec",
+    "KernelSpec",
+    "ModelKind",
+    "ModelSpec",
+    "PipelineSpec",
+    "PluginFailure",
+    "PluginInfo",
+    "PluginManager",
+    "QuantizerSpec",
+    "Spec",
+    "ToolSource",
+    "TransportSpec",
+    "hookimpl",
+    "hookspec",
+    "plugin_manager",
+]

@@ -1,0 +1,43 @@
+"""What plug-ins implement. One file a protocol; nothing here does any work."""
+
+from tramontane.protocols.adapter import Adapter
+from tramontane.protocols.architecture import (
+    Architecture,
+    Drop,
+    ModelConfig,
+    Rename,
+    Split,
+    Stack,
+    Tie,
+    WeightRule,
+)
+from tramontane.protocols.batch import ForwardBatch
+from tramontane.protocols.cache import CacheSpec, LayerCache
+from tramontane.protocols.checkpoint import Checkpoint, CheckpointFormat, EmbeddedTokenizer
+from tramontane.protocols.executor import Executor
+from tramontane.protocols.pipeline import Pipeline
+from tramontane.protocols.quantizer import PackedWeight, Quantizer
+from tramontane.protocols.transport import Transport
+
+__all__ = [
+    "Adapter",
+    "Architecture",
+    "CacheSpec",
+    "Checkpoint",
+    "CheckpointFormat",
+    "Drop",
+    "EmbeddedTokenizer",
+    "Executor",
+    "ForwardBatch",
+    "LayerCache",
+    "ModelConfig",
+    "PackedWeight",
+    "Pipeline",
+    "Quantizer",
+    "Rename",
+    "Split",
+    "Stack",
+    "Tie",
+    "Transport",
+    "WeightRule",
+]

@@ -1,0 +1,83 @@
+"""Weights that stay packed in memory, and the formats that pack them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class PackedWeight(ABC):
+    """A weight in some quantized format, as stored: immutable data plus the way to read it.
+
+    `tramontane.nn.PackedLinear` multiplies with it. A kernel that knows ``format`` may take the
+    raw blocks; everything else goes through `dequantize`.
+
+    Attributes:
+        format: name of quantizer and type, ``"gguf.q4_k"``; what kernels are chosen by.
+        shape: logical shape in torch order, ``(out_features, in_features)`` or
+            ``(experts, out_features, in_features)``.
+    """
+
+    format: str
+    shape: tuple[int, ...]
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held, all parts together."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device: ...
+
+    @abstractmethod
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The whole weight as a plain tensor of ``shape``."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Self:
+        """Rows ``start:stop`` of the first axis; shares memory."""
+
+    @abstractmethod
+    def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """De-quantized rows ``index`` [N] of the first axis: [N, *shape[1:]]. For embeddings
+        and for picking experts."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """The same weight on another device; itself when already there."""
+
+    @classmethod
+    @abstractmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """One weight whose first axis is the parts' rows in order. Raises ValueError when the
+        formats differ."""
+
+
+class Quantizer(Protocol):
+    """A weight format plug-in."""
+
+    name: str
+
+    def quantize(
+        self, weight: Tensor, type_name: str, *, importance: Tensor | None = None
+    ) -> PackedWeight:
+        """Pack ``weight`` [out, in].
+
+        Args:
+            weight: float tensor, any float dtype.
+            type_name: a type of this format, e.g. ``"q4_k"``.
+            importance: [in] mean squared activation of each column, or None.
+
+        Raises:
+            ConfigError: the shape does not fit the format's blocks.
+        """
+        ...
+
+    def serialize(self, weight: PackedWeight) -> dict[str, Any]:
+        """Parts of ``weight`` as plain tensors and numbers, for UQFF and GGUF writers."""
+        ...
