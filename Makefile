@@ -1,0 +1,65 @@
+# The daily verbs. `make demo` and `make test` need only make and Python >= 3.11 on a new machine.
+#
+#   make install          .venv with every distribution of this repository, editable
+#   make demo             a first answer from the model that travels with the repository
+#   make test             the fast tests; P=plugins/cli for one folder, ARGS="-k name -x" for pytest
+#   make test-all         every test, the slow ones too
+#   make check            formatting, lint, types, one-way imports
+#   make docs             run every sample of the documentation and check its links
+#   make bench            measure speed on this machine
+#   make clean            remove what the above have made
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+P      ?=
+ARGS   ?=
+
+PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproject.toml \
+	plugins/*/pyproject.toml quant_plugins/*/pyproject.toml mcp/*/pyproject.toml \
+	tests/testkit/pyproject.toml)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: install demo test test-all check docs bench clean
+
+install: $(STAMP)
+
+# torch comes first and alone, so that nothing else can choose another build of it; setuptools is
+# there before the editable installs, which then need no isolated build environments.
+$(STAMP): $(PROJECTS) constraints.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; say where it is: make PYTHON=/path/to/python3"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q "setuptools>=77" wheel
+	$(PIP) install -q -c constraints.txt torch
+	$(PIP) install -q -c constraints.txt --no-build-isolation \
+		$(foreach project,$(PROJECTS),-e $(dir $(project))) -r requirements-dev.txt
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/tramontane run --stats "What is the capital of France?"
+	@echo 'To talk on: $(BIN)/tramontane run'
+
+test: $(STAMP)
+	$(BIN)/pytest -m "not slow and not peer and not gpu" $(ARGS) $(P)
+
+test-all: $(STAMP)
+	$(BIN)/pytest $(ARGS) $(P)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(STAMP)
+	$(BIN)/pytest docs $(ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
