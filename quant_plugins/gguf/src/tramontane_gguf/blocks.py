@@ -1,0 +1,128 @@
+"""`GgmlWeight`: a tensor that stays in ggml blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from tramontane.protocols import PackedWeight
+from tramontane_gguf.dequantize import DECODERS
+from tramontane_gguf.types import BY_NAME, GgmlType
+
+# Elements decoded at a time: temporaries stay in a core's cache, or fill a GPU.
+_CHUNK_CPU = 1 << 18
+_CHUNK_DEVICE = 1 << 24
+
+
+class GgmlWeight(PackedWeight):
+    """Raw blocks of one ggml type.
+
+    Attributes:
+        format: ``"gguf."`` and the lower-case ggml type name, ``"gguf.q4_k"``.
+        shape: logical shape, torch order.
+        type: the ggml type.
+        blocks: [*shape[:-1], bytes of a row] uint8, as in the file; often a view of its mapping.
+
+    Raises:
+        ValueError: rows are not whole blocks, or ``blocks`` does not have that many bytes.
+    """
+
+    def __init__(self, blocks: Tensor, kind: GgmlType, shape: Sequence[int]) -> None:
+        shape = tuple(shape)
+        if not shape or shape[-1] % kind.block_size:
+            raise ValueError(
+                f"shape {list(shape)} does not have rows of whole {kind.name} blocks "
+                f"of {kind.block_size}"
+            )
+        row_bytes = shape[-1] // kind.block_size * kind.type_size
+        if blocks.dtype != torch.uint8:
+            raise ValueError(f"blocks must be bytes, not {blocks.dtype}")
+        if blocks.numel() != row_bytes * _product(shape[:-1]):
+            raise ValueError(
+                f"{kind.name} blocks of shape {list(shape)} take "
+                f"{row_bytes * _product(shape[:-1])} bytes, not {blocks.numel()}"
+            )
+        self.type = kind
+        self.format = f"gguf.{kind.name}"
+        self.shape = shape
+        self.blocks = blocks.view(*shape[:-1], row_bytes)
+
+    @classmethod
+    def from_name(cls, blocks: Tensor, type_name: str, shape: Sequence[int]) -> Self:
+        """The same from a type name, ``"q4_k"``. Raises KeyError for a name ggml lacks."""
+        return cls(blocks, BY_NAME[type_name], shape)
+
+    def __repr__(self) -> str:
+        return f"GgmlWeight({self.format}, shape={list(self.shape)}, device={self.device})"
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.blocks.device
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _decoded(self.blocks, self.type, dtype).view(self.shape)
+
+    def rows(self, start: int, stop: int) -> Self:
+        part = self.blocks[start:stop]
+        return type(self)(part, self.type, (part.shape[0], *self.shape[1:]))
+
+    def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        chosen = self.blocks.index_select(0, index.to(self.device))
+        return _decoded(chosen, self.type, dtype).view(-1, *self.shape[1:])
+
+    def select(self, order: Tensor) -> Self:
+        """Rows ``order`` [N] of the first axis, still packed; a copy."""
+        chosen = self.blocks.index_select(0, order.to(self.device))
+        return type(self)(chosen, self.type, (chosen.shape[0], *self.shape[1:]))
+
+    def to(self, device: torch.device) -> Self:
+        if self.device == torch.device(device):
+            return self
+        return type(self)(self.blocks.to(device), self.type, self.shape)
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        if not parts:
+            raise ValueError("there is nothing to concatenate")
+        first = parts[0]
+        for part in parts[1:]:
+            if part.format != first.format or part.shape[1:] != first.shape[1:]:
+                raise ValueError(f"{part!r} cannot follow {first!r} in one weight")
+        blocks = torch.cat([part.blocks for part in parts])
+        return cls(blocks, first.type, (blocks.shape[0], *first.shape[1:]))
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def _decoded(blocks: Tensor, kind: GgmlType, dtype: torch.dtype) -> Tensor:
+    """Bytes to ``dtype``, flat, a bounded number of blocks at a time."""
+    if kind.dtype is not None:
+        return plain(blocks, kind.dtype).to(dtype)
+    flat = blocks.reshape(-1, kind.type_size)
+    decode = DECODERS[kind.name]
+    step = (_CHUNK_CPU if blocks.device.type == "cpu" else _CHUNK_DEVICE) // kind.block_size
+    if flat.shape[0] <= step:
+        return decode(flat).to(dtype)
+    out = torch.empty(flat.shape[0], kind.block_size, dtype=dtype, device=blocks.device)
+    for start in range(0, flat.shape[0], step):
+        out[start : start + step] = decode(flat[start : start + step])
+    return out
+
+
+def plain(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes seen as ``dtype``: a view where they are aligned for it, else a copy."""
+    if data.data_ptr() % dtype.itemsize or data.storage_offset() % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype)

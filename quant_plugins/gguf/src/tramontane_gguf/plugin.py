@@ -1,0 +1,30 @@
+"""What this distribution declares. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tramontane.hooks import CheckpointSpec, QuantizerSpec, hookimpl
+
+
+@hookimpl
+def tramontane_checkpoint_formats() -> Iterable[CheckpointSpec]:
+    return [
+        CheckpointSpec(
+            name="gguf",
+            suffixes=(".gguf",),
+            target="tramontane_gguf.checkpoint:GgufFormat",
+            summary="GGUF files, versions 1 to 3, whole or split",
+        )
+    ]
+
+
+@hookimpl
+def tramontane_quantizers() -> Iterable[QuantizerSpec]:
+    return [
+        QuantizerSpec(
+            name="gguf",
+            target="tramontane_gguf.quantizer:GgmlQuantizer",
+            summary="ggml block types, Q4_0 to IQ4_XS",
+        )
+    ]
