@@ -1,0 +1,160 @@
+"""``tramontane run``: one answer for a prompt, or a conversation."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from tramontane_cli.terminal import is_terminal, load_progress
+
+EXIT_INTERRUPTED = 130
+
+
+def run(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What to ask; - stands for standard input. Without it: a conversation."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "-m", "--model", help="Directory, .gguf file, repository:file.gguf or hub repository."
+        ),
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", min=0)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1)] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Least share of the likeliest token.", min=0, max=1)
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Above 1 discourages repetition.", min=0)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer.", min=1)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; may be repeated.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, no template.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Say how fast it was.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one answer as JSON.")] = False,
+    dtype: Annotated[str, typer.Option(help="auto, bf16, f16 or f32.")] = "auto",
+    arch: Annotated[str | None, typer.Option(help="Architecture, if not told by config.")] = None,
+    max_seq_len: Annotated[int | None, typer.Option(help="Tokens of context.", min=1)] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(help="Template file or literal in place of the model's.")
+    ] = None,
+    tok_model: Annotated[
+        str | None, typer.Option(help="Where to take the tokenizer from, if not the model.")
+    ] = None,
+) -> None:
+    """Ask a model, or talk to it.
+
+    Words given as PROMPT (or standard input, when it is no terminal) get one answer.
+    """
+    text = prompt_text(prompt)
+    if text is None and (raw or as_json):
+        raise typer.BadParameter("--raw and --json need a prompt")
+    if raw and system is not None:
+        raise typer.BadParameter("--raw applies no template, so --system has no place")
+
+    sampling = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "max_tokens": max_tokens,
+        "stop_seqs": stop or None,
+    }
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+
+    from tramontane_cli.selection import default_model_id, select
+
+    if model is None:
+        from tramontane.hooks import plugin_manager
+
+        model = default_model_id(plugin_manager())
+    which = select(model, arch=arch, dtype=dtype, tok_model=tok_model)
+    settings = {"seed": seed, "chat_template": chat_template, "pa_ctxt_len": max_seq_len}
+    runner = load(which, {name: value for name, value in settings.items() if value is not None})
+    try:
+        if text is None:
+            from tramontane_cli.chat import Chat
+
+            Chat(runner, model, sampling, system=system, stats=stats).talk()
+        else:
+            _answer_once(
+                runner, model, text, sampling, system=system, raw=raw, stats=stats, as_json=as_json
+            )
+    finally:
+        runner.close()
+
+
+def prompt_text(words: list[str] | None) -> str | None:
+    """The prompt: words joined by spaces, with ``-`` replaced by standard input on lines of its
+    own. None when there is no prompt and a person sits at the terminal."""
+    if not words:
+        return None if is_terminal(sys.stdin) else _standard_input()
+    parts: list[str] = []
+    for word in words:
+        if word == "-":
+            parts.append(f"\n\n{_standard_input()}\n\n")
+        else:
+            parts.append(word if not parts or parts[-1].endswith("\n") else f" {word}")
+    return _non_empty("".join(parts))
+
+
+def _standard_input() -> str:
+    return _non_empty(sys.stdin.read())
+
+
+def _non_empty(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("the prompt is empty")
+    return text.strip("\n")
+
+
+def load(which: Any, settings: dict[str, Any]) -> Any:
+    """A `Runner` for ``which``, with progress for whoever is watching."""
+    from tramontane import Runner
+
+    with load_progress() as on_progress:
+        return Runner(which=which, on_progress=on_progress, **settings)
+
+
+def _answer_once(
+    runner: Any,
+    model: str,
+    prompt: str,
+    sampling: dict[str, Any],
+    *,
+    system: str | None,
+    raw: bool,
+    stats: bool,
+    as_json: bool,
+) -> None:
+    from tramontane import ChatCompletionRequest, CompletionRequest
+    from tramontane_cli.answer import Screen, stats_line, take
+
+    if raw:
+        request = CompletionRequest(prompt=prompt, stream=True, **sampling)
+        chunks = runner.send_completion_request(request)
+    else:
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": prompt})
+        request = ChatCompletionRequest(messages=messages, stream=True, **sampling)
+        chunks = runner.send_chat_completion_request(request)
+    answer = take(chunks, Screen(silent=as_json))
+    if as_json:
+        typer.echo(json.dumps(answer.as_data(model), indent=2, ensure_ascii=False))
+    if stats:
+        typer.echo(stats_line(answer), err=True)
+    if answer.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
