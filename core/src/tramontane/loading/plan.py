@@ -1,0 +1,220 @@
+"""Memory is planned before it is taken: weights first, then as much cache as was asked for.
+
+The settings are those of paged attention in the mistralrs SDK. Where several are given, the number
+of tokens counts before the share of memory, and that before the number of megabytes. Where none
+is, there is room for ``max_seqs`` sequences of ``planned_seq_len`` tokens (`auto_map_params`), and
+for one sequence of the model's full length if memory allows.
+
+``planned_seq_len`` plans memory and limits nothing: a sequence may grow to the model's
+``max_position_embeddings`` as long as the whole cache can hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from attrs import Attribute, field, frozen
+
+from tramontane.errors import ConfigError, MemoryPlanError
+from tramontane.loading.device import Room, memory_of
+from tramontane.loading.dtype import Inventory
+from tramontane.protocols import CacheSpec
+
+BLOCK_SIZES = (8, 16, 32)
+SMALLER = {"BF16": 16.0, "Q8_0": 8.5, "Q4K": 4.5}
+"""Formats an error may propose, with bits a weight."""
+
+
+def _positive(instance: object, attribute: Attribute[int | None], value: int | None) -> None:
+    if value is not None and value <= 0:
+        raise ConfigError(f"{attribute.name} is {value}; it must be positive")
+
+
+@frozen(kw_only=True)
+class CacheRequest:
+    """What the user says about the KV cache.
+
+    Attributes:
+        context_tokens: tokens in all (``pa_ctxt_len``).
+        memory_fraction: share of the device's memory for weights and cache together
+            (``pa_gpu_mem_usage``), in (0, 1].
+        memory_mb: megabytes of cache (``pa_gpu_mem``).
+        block_size: tokens a block (``pa_blk_size``).
+        dtype: of K and V; None for the model's.
+        max_seqs: sequences that run at once.
+        planned_seq_len, planned_batch_size: ``max_seq_len`` and ``max_batch_size`` of
+            `TextAutoMapParams`; a cache smaller than that is refused.
+    """
+
+    context_tokens: int | None = field(default=None, validator=_positive)
+    memory_fraction: float | None = field(default=None)
+    memory_mb: int | None = field(default=None, validator=_positive)
+    block_size: int = field(default=32)
+    dtype: torch.dtype | None = None
+    max_seqs: int = field(default=16, validator=_positive)
+    planned_seq_len: int = field(default=4096, validator=_positive)
+    planned_batch_size: int = field(default=1, validator=_positive)
+
+    @memory_fraction.validator
+    def _is_fraction(self, attribute: object, value: float | None) -> None:
+        if value is not None and not 0 < value <= 1:
+            raise ConfigError(f"pa_gpu_mem_usage is {value}; it must lie in (0, 1]")
+
+    @block_size.validator
+    def _is_block_size(self, attribute: object, value: int) -> None:
+        if value not in BLOCK_SIZES:
+            raise ConfigError(f"pa_blk_size is {value}; use one of {BLOCK_SIZES}")
+
+
+@frozen(kw_only=True)
+class MemoryPlan:
+    """What will be taken.
+
+    Attributes:
+        weight_bytes: weights in memory.
+        cache_bytes: all layers' cache.
+        num_blocks, block_size: the KV cache, in blocks of so many tokens.
+        max_seq_len: longest sequence that model and cache allow.
+        cache_dtype: of K and V.
+    """
+
+    weight_bytes: int
+    cache_bytes: int
+    num_blocks: int
+    block_size: int
+    max_seq_len: int
+    cache_dtype: torch.dtype
+
+
+def plan_memory(
+    *,
+    inventory: Inventory,
+    specs: Sequence[CacheSpec],
+    max_positions: int,
+    request: CacheRequest,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room | None = None,
+) -> MemoryPlan:
+    """Decide how large the cache will be.
+
+    Args:
+        inventory: what the checkpoint holds.
+        specs: the layers' needs.
+        max_positions: the model's longest sequence.
+        request: what the user asked for.
+        dtype: of activations and plain weights.
+        room: memory of the device; None looks.
+
+    Raises:
+        MemoryPlanError: weights and the requested cache do not fit; says what would.
+    """
+    room = room or memory_of(device)
+    weights = inventory.bytes_as(dtype)
+    cache_dtype = request.dtype or dtype
+    token_bytes = sum(spec.bytes_per_token(cache_dtype) for spec in specs)
+    states = sum(spec.bytes_per_seq(cache_dtype) for spec in specs) * request.max_seqs
+    # Working memory: activations, logits, and one tensor in two dtypes while it is converted.
+    reserve = max(room.total // 50, min(512 << 20, room.total // 16))
+    free = room.available - weights - max(reserve, inventory.largest_bytes) - states
+    if free <= 0:
+        raise _weights_do_not_fit(inventory, dtype, device, room)
+
+    block_bytes = max(token_bytes * request.block_size, 1)
+
+    def blocks_for(tokens: int, count: int = 1) -> int:
+        return -(-tokens // request.block_size) * count
+
+    planned = min(request.planned_seq_len, max_positions)
+    if request.context_tokens is not None:
+        blocks = blocks_for(request.context_tokens)
+    elif request.memory_fraction is not None:
+        taken = room.total - room.available
+        blocks = (int(room.total * request.memory_fraction) - taken - (room.available - free)) // (
+            block_bytes
+        )
+    elif request.memory_mb is not None:
+        blocks = (request.memory_mb << 20) // block_bytes
+    else:
+        wanted = max(blocks_for(planned, request.max_seqs), blocks_for(max_positions))
+        least = blocks_for(planned, request.planned_batch_size)
+        # The CPU's memory is everybody's: unasked, half of what is left suffices.
+        share = free // 2 if device.type == "cpu" else free * 9 // 10
+        blocks = max(min(wanted, share // block_bytes), least)
+    if blocks < 1 or blocks * block_bytes > free:
+        raise _cache_does_not_fit(
+            request, max(blocks, 1), block_bytes, weights, free, planned, device, room
+        )
+    return MemoryPlan(
+        weight_bytes=weights,
+        cache_bytes=blocks * token_bytes * request.block_size + states,
+        num_blocks=blocks,
+        block_size=request.block_size,
+        max_seq_len=min(max_positions, blocks * request.block_size),
+        cache_dtype=cache_dtype,
+    )
+
+
+def _weights_do_not_fit(
+    inventory: Inventory, dtype: torch.dtype, device: torch.device, room: Room
+) -> MemoryPlanError:
+    weights = inventory.bytes_as(dtype)
+    count = sum(inventory.elements.values())
+    kept = inventory.packed_bytes + inventory.other_bytes
+    sizes = {name: int(count * bits / 8) + kept for name, bits in SMALLER.items()}
+    smaller = [f"{name} ({_size(size)})" for name, size in sizes.items() if size < weights]
+    fitting = [f"{name} ({_size(size)})" for name, size in sizes.items() if size < room.available]
+    if fitting and count:
+        advice = f"these formats would fit: {', '.join(fitting)}"
+    elif smaller and count:
+        advice = f"even smaller formats do not fit: {', '.join(smaller)}; take a smaller model"
+    else:
+        advice = "take a file of a smaller quantization, or a smaller model"
+    return MemoryPlanError(
+        f"the weights need {_size(weights)} in {_name(dtype)}, beside working memory and the "
+        f"state of every sequence; {device} has {_size(room.available)} free of "
+        f"{_size(room.total)}: {advice} (in_situ_quant, dtype), or free memory"
+    )
+
+
+def _cache_does_not_fit(
+    request: CacheRequest,
+    blocks: int,
+    block_bytes: int,
+    weights: int,
+    free: int,
+    planned: int,
+    device: torch.device,
+    room: Room,
+) -> MemoryPlanError:
+    possible = free // block_bytes * request.block_size
+    sequences = possible // max(planned, 1)
+    advice = [f"a cache of {possible} tokens (pa_ctxt_len={possible})"] if possible else []
+    if sequences:
+        advice.append(f"{sequences} sequences of {planned} tokens (max_seqs={sequences})")
+    elif possible:
+        advice.append(
+            f"one sequence of {possible} tokens (auto_map_params=TextAutoMapParams("
+            f"max_seq_len={possible}))"
+        )
+    advice.append("weights in a smaller format (in_situ_quant='Q8_0' or 'Q4K', or a GGUF file)")
+    return MemoryPlanError(
+        f"the cache needs {_size(blocks * block_bytes)} for {blocks * request.block_size} tokens "
+        f"and the weights {_size(weights)}; {device} has {_size(room.available)} free of "
+        f"{_size(room.total)}. What would fit: {'; '.join(advice)}"
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(nbytes: int) -> str:
+    """Bytes for people: ``1.5 GiB``."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
