@@ -40,12 +40,13 @@ class Stack:
 
 @frozen
 class Split:
-    """A tensor matching ``pattern`` is cut along its first axis into ``into``, with row counts
-    ``sizes``, each the name of an integer property of the config or a number."""
+    """A tensor matching ``pattern`` is cut along ``axis`` into ``into``, with lengths ``sizes``,
+    each the name of an integer property of the config or a number."""
 
     pattern: str
     into: tuple[str, ...]
     sizes: tuple[str | int, ...]
+    axis: int = 0
 
 
 @frozen

@@ -26,6 +26,9 @@ class ForwardBatch:
         query_lens: the same as differences of ``query_starts``, as Python ints, so that a
             kernel can plan without waiting for the device.
         kv_lens: ``context_lens`` as Python ints.
+        seq_lens: tokens of each sequence known so far, which for a chunk of a long prompt is more
+            than ``kv_lens``; None when equal. Length-dependent RoPE goes by it, so that a prompt
+            in chunks is computed as the whole would be.
         state_slots: [B] int64, slot of each sequence's recurrent state; None when no layer has one.
         embeddings: [T, hidden] in place of the token embedding, where another modality supplied
             rows; None for pure text.
@@ -40,6 +43,7 @@ class ForwardBatch:
     logit_rows: Tensor
     query_lens: list[int]
     kv_lens: list[int]
+    seq_lens: list[int] | None = None
     state_slots: Tensor | None = None
     embeddings: Tensor | None = None
 

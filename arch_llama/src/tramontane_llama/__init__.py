@@ -1,0 +1,1 @@
+"""Llama and SmolLM3 for tramontane."""

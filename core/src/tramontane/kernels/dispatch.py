@@ -1,0 +1,141 @@
+"""Chooses one implementation of an operator when a model is bound; nothing is chosen per call."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from tramontane.errors import ConfigError, PluginError
+from tramontane.hooks import KernelSpec, plugin_manager
+from tramontane.kernels.features import features
+from tramontane.kernels.reference import OPERATORS
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = "TRAMONTANE_KERNELS"
+"""``reference`` keeps every plug-in kernel out; useful to find out whether one is at fault."""
+
+Operator = Callable[..., Any]
+
+
+@frozen
+class Candidate:
+    """An implementation and why it may not be used.
+
+    Attributes:
+        name: of its spec; ``reference`` for core's own.
+        priority: the highest usable one is bound.
+        refusal: None when it is usable.
+    """
+
+    name: str
+    priority: int
+    refusal: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.refusal is None else f"{self.name} (not used: {self.refusal})"
+
+
+@frozen
+class Choice:
+    """What was bound for one operator on one device, for ``tramontane doctor``."""
+
+    op: str
+    device: str
+    facts: tuple[tuple[str, Any], ...]
+    name: str
+    others: tuple[Candidate, ...]
+
+
+_Key = tuple[str, str, str, tuple[tuple[str, Any], ...]]
+_choices: dict[_Key, tuple[Choice, Operator]] = {}
+
+
+def bind(op: str, device: torch.device, **facts: Any) -> Operator:
+    """The best usable implementation of ``op``.
+
+    A kernel's target is a callable with the signature of the reference. It may carry an attribute
+    ``supports(**facts) -> bool``, called with everything in ``facts``.
+
+    Args:
+        op: a key of `tramontane.kernels.reference.OPERATORS`.
+        device: where it will run.
+        facts: what is known when the model is bound and does not change: ``dtype``, ``head_dim``,
+            ``format`` of a packed weight, ….
+
+    Raises:
+        ConfigError: no such operator, or an unknown value of ``TRAMONTANE_KERNELS``.
+    """
+    if op not in OPERATORS:
+        raise ConfigError(f"there is no operator {op!r}; operators are {', '.join(OPERATORS)}")
+    mode = os.environ.get(ENVIRONMENT, "auto")
+    if mode not in ("auto", "reference"):
+        raise ConfigError(f"{ENVIRONMENT} is {mode!r}; use auto or reference")
+    key = (mode, op, str(device), tuple(sorted(facts.items(), key=lambda item: item[0])))
+    if key in _choices:
+        return _choices[key][1]
+    if mode == "reference":
+        return _record(key, "reference", OPERATORS[op], ())
+    specs = sorted(
+        (spec for spec in plugin_manager().specs("kernels") if spec.op == op),
+        key=lambda spec: -spec.priority,
+    )
+    seen: list[Candidate] = []
+    for spec in specs:
+        refusal, operator = _try(spec, device, facts)
+        if operator is not None:
+            log.info("%s on %s: %s", op, device, spec.name)
+            return _record(key, spec.name, operator, tuple(seen))
+        seen.append(Candidate(spec.name, spec.priority, refusal))
+    return _record(key, "reference", OPERATORS[op], tuple(seen))
+
+
+def choices() -> list[Choice]:
+    """Everything bound so far in this process."""
+    return [choice for choice, _ in _choices.values()]
+
+
+def candidates(op: str, device: torch.device) -> list[Candidate]:
+    """Every implementation of ``op``, best first, with the reason why one cannot run here."""
+    specs = [spec for spec in plugin_manager().specs("kernels") if spec.op == op]
+    found = [Candidate(s.name, s.priority, _refusal(s, device)) for s in specs]
+    found.sort(key=lambda c: -c.priority)
+    return [*found, Candidate("reference", 0)]
+
+
+def _refusal(spec: KernelSpec, device: torch.device) -> str | None:
+    if spec.device != device.type:
+        return f"runs on {spec.device}"
+    lacking = [name for name in spec.requires if name not in features(device)]
+    return f"{device} lacks {', '.join(lacking)}" if lacking else None
+
+
+def _try(
+    spec: KernelSpec, device: torch.device, facts: dict[str, Any]
+) -> tuple[str | None, Operator | None]:
+    refusal = _refusal(spec, device)
+    if refusal is not None:
+        return refusal, None
+    try:
+        operator: Operator = plugin_manager().resolve(spec)
+    except PluginError as error:
+        # A broken kernel must not keep the model from running; the reference is always right.
+        log.warning("kernel %s is not used: %s", spec.name, error)
+        return str(error), None
+    supports = getattr(operator, "supports", None)
+    if supports is not None and not supports(**facts):
+        return f"does not support {facts}", None
+    return None, operator
+
+
+def _record(
+    key: _Key, name: str, operator: Operator, others: tuple[Candidate, ...]
+) -> Operator:
+    _, op, device, facts = key
+    _choices[key] = (Choice(op, device, facts, name, others), operator)
+    return operator

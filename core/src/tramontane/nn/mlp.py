@@ -1,0 +1,74 @@
+"""Feed-forward blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tramontane.errors import ConfigError
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _relu_squared(x: Tensor) -> Tensor:
+    return F.relu(x).square()
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_tanh_gelu = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "quick_gelu": _quick_gelu,
+    "relu": F.relu,
+    "relu2": _relu_squared,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+"""Activations by their Hugging Face name."""
+
+
+def activation(name: str) -> Activation:
+    """The activation that ``hidden_act`` calls ``name``.
+
+    Raises:
+        ConfigError: no such activation; lists those there are.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation {name!r} is unknown; known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class GatedMLP(nn.Module):
+    """``down(act(gate(x)) * up(x))`` (Shazeer, "GLU variants", arXiv:2002.05202).
+
+    Args:
+        hidden_size, intermediate_size: widths outside and inside.
+        act: name of the activation.
+        bias: whether the three projections have one.
+    """
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, act: str = "silu", bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return h

@@ -1,0 +1,93 @@
+"""Modules over weights that stay packed in memory. The loader puts them in place of plain ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tramontane.kernels import dispatch
+from tramontane.kernels.reference import packed_linear
+from tramontane.protocols.quantizer import PackedWeight
+
+
+class PackedLinear(nn.Module):
+    """``nn.Linear`` over a packed weight.
+
+    Args:
+        packed: weight of shape (out, in).
+        bias: [out] or None.
+    """
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.packed = packed
+        self.out_features, self.in_features = packed.shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._multiply: dispatch.Operator = packed_linear
+
+    def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose the kernel for this format for good."""
+        self._multiply = dispatch.bind(
+            "packed_linear", device, dtype=dtype, format=self.packed.format
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self._multiply(x, self.packed, self.bias)  # [..., out]
+        return h
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.packed.format}"
+
+
+class PackedEmbedding(nn.Module):
+    """``nn.Embedding`` over a packed weight; only the rows asked for are de-quantized.
+
+    Args:
+        packed: weight of shape (vocab, hidden).
+        dtype: type of the result.
+    """
+
+    def __init__(self, packed: PackedWeight, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.packed = packed
+        self.dtype = dtype
+        self.num_embeddings, self.embedding_dim = packed.shape
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        rows = self.packed.gather(token_ids.flatten(), self.dtype)
+        return rows.view(*token_ids.shape, self.embedding_dim)  # [..., hidden]
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.packed.format}"
+
+
+class PackedExpertLinear(nn.Module):
+    """`tramontane.nn.ExpertLinear` over a packed stack.
+
+    Args:
+        packed: weight of shape (experts, out, in).
+        bias: [experts, out] or None.
+    """
+
+    def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.packed = packed
+        self.num_experts, self.out_features, self.in_features = packed.shape
+        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        self._experts = [packed.rows(e, e + 1) for e in range(self.num_experts)]
+        self._multiply: dispatch.Operator = packed_linear
+
+    def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose the kernel for this format for good."""
+        self._multiply = dispatch.bind(
+            "packed_linear", device, dtype=dtype, format=self.packed.format
+        )
+
+    def expert(self, x: Tensor, index: int) -> Tensor:
+        """``x`` [n, in] through expert ``index``: [n, out]."""
+        bias = None if self.bias is None else self.bias[index]
+        h: Tensor = self._multiply(x, self._experts[index], bias)
+        return h
+
+    def extra_repr(self) -> str:
+        return f"{self.num_experts} x ({self.in_features}, {self.out_features}, {self.packed.format})"
