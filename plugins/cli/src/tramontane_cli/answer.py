@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import closing
 from typing import Any
 
-import attrs
 import typer
 from attrs import define
 
@@ -36,14 +35,13 @@ class Answer:
 
     def as_data(self, model: str) -> dict[str, Any]:
         """The object that ``--json`` prints."""
-        usage = attrs.asdict(self.usage) if self.usage is not None else None
         return {
             "model": model,
             "content": self.text,
             "reasoning_content": self.reasoning or None,
             "finish_reason": self.finish_reason,
             "first_token_secs": self.first_token_secs,
-            "usage": usage,
+            "usage": None if self.usage is None else self.usage.to_dict(),
         }
 
 
