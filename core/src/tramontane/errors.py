@@ -3,6 +3,7 @@
 ::
 
     TramontaneError (ValueError)
+    ├── UnsupportedError            asked for something this release does not do yet
     ├── PluginError                 a plug-in is absent, broken or in conflict
     │   ├── MissingPluginError      nothing installed provides what was asked
     │   └── PluginConflictError     two plug-ins claim one name
@@ -25,9 +26,33 @@ says what was asked, what exists, and the next step.
 
 from __future__ import annotations
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "EngineClosedError",
+    "EngineError",
+    "MemoryPlanError",
+    "MissingPluginError",
+    "ModelKindError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "PluginConflictError",
+    "PluginError",
+    "RequestError",
+    "SourceError",
+    "TemplateError",
+    "TramontaneError",
+    "UnsupportedError",
+    "ValidationError",
+]
+
 
 class TramontaneError(ValueError):
     """Root of all deliberate errors."""
+
+
+class UnsupportedError(TramontaneError):
+    """Asked for something this release does not do yet; the message says what to do instead."""
 
 
 class PluginError(TramontaneError):

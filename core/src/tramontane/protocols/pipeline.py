@@ -2,20 +2,76 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+
+from attrs import frozen
 
 from tramontane.hooks.specs import ModelKind
+
+if TYPE_CHECKING:
+    from tramontane.hooks.manager import PluginManager
+
+Progress = Callable[[int, int, str], None]
+"""``progress(done_bytes, total_bytes, tensor_name)`` while weights are loaded."""
+
+
+@frozen(kw_only=True)
+class PipelineOptions:
+    """How a pipeline is to be run; the runner's settings that do not select a model.
+
+    Attributes:
+        max_seqs: sequences that run together.
+        no_kv_cache: recompute the whole sequence at every step.
+        prefix_cache_n: finished sequences whose cache blocks are kept for reuse; 0 for none.
+        token_source: where the hub's token comes from.
+        chat_template, jinja_explicit: see `tramontane.text.chat_template`.
+        context_len: tokens the KV cache must hold, or None to plan it.
+        cache_bytes: memory for the KV cache, or None to plan it.
+        cache_fraction: share of the device's memory for weights and cache, 0 to 1, or None.
+        block_size: tokens of a cache block.
+        seed: makes sampling reproducible; None draws one.
+        on_progress: told about weights being loaded.
+        plugins: where architectures, formats and kernels are looked up.
+    """
+
+    max_seqs: int = 16
+    no_kv_cache: bool = False
+    prefix_cache_n: int = 16
+    token_source: str = "cache"
+    chat_template: str | None = None
+    jinja_explicit: str | None = None
+    context_len: int | None = None
+    cache_bytes: int | None = None
+    cache_fraction: float | None = None
+    block_size: int = 32
+    seed: int | None = None
+    on_progress: Progress | None = None
+    plugins: PluginManager
 
 
 @runtime_checkable
 class Pipeline(Protocol):
-    """A loaded model ready to serve. Methods it has no use for raise `ModelKindError`.
+    """A loaded model ready to serve. The target of a `PipelineSpec`.
 
-    The runner calls nothing else of a model: what each kind serves beyond this (``chat``,
-    ``complete``, ``embed``, ``generate_image``, ``generate_audio``) is looked up by name.
+    What each kind serves beyond this is looked up by the runner by name: ``chat`` and
+    ``complete`` (text, vision), ``embed``, ``generate_image``, ``generate_audio``,
+    ``tokenize``, ``detokenize``.
     """
 
     kind: ClassVar[ModelKind]
+
+    @classmethod
+    def load(cls, which: Any, options: PipelineOptions) -> Self:
+        """Bring the model up.
+
+        Args:
+            which: a `tramontane.Which` variant.
+
+        Raises:
+            ModelLoadError: see `tramontane.errors`.
+        """
+        ...
 
     @property
     def max_sequence_length(self) -> int | None:

@@ -1,0 +1,1 @@
+"""The road from request to response, one pipeline a kind of model."""

@@ -1,0 +1,17 @@
+"""Core's own pipelines, registered as everybody else's are. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tramontane.hooks import PipelineSpec, hookimpl
+
+
+@hookimpl
+def tramontane_pipelines() -> Iterable[PipelineSpec]:
+    yield PipelineSpec(
+        name="text",
+        kind="text",
+        target="tramontane.pipeline.text:TextPipeline",
+        summary="Chat and completion with a language model.",
+    )

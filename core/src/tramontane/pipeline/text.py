@@ -1,0 +1,283 @@
+"""`TextPipeline`: chat and completion with a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from tramontane.api import (
+    ChatCompletionChunkResponse,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    CompletionChunkResponse,
+    CompletionRequest,
+    CompletionResponse,
+    ToolChoice,
+)
+from tramontane.engine import Engine, LocalExecutor, OutputQueue
+from tramontane.engine import Sequence as TokenSequence
+from tramontane.errors import TemplateError, UnsupportedError, ValidationError
+from tramontane.hooks.specs import ModelKind
+from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
+from tramontane.loading.plan import CacheRequest
+from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
+from tramontane.pipeline.stream import Answer, GenerationStream
+from tramontane.protocols.pipeline import PipelineOptions
+from tramontane.sampling import SamplingParams
+from tramontane.text.messages import normalize_messages, require_text
+from tramontane.text.reasoning import ReasoningSplitter
+
+if TYPE_CHECKING:
+    from tramontane.api import Usage
+
+OnFinish = Callable[["Usage"], None]
+ChatStream = GenerationStream[ChatCompletionChunkResponse, ChatCompletionResponse]
+CompletionStream = GenerationStream[CompletionChunkResponse, CompletionResponse]
+
+
+class TextPipeline:
+    """A language model with its tokenizer, template and engine. Thread-safe.
+
+    Args:
+        model_id: shown in responses.
+        loaded: weights, tokenizer and all that came with them.
+        options: how to run it.
+    """
+
+    kind: ClassVar[ModelKind] = "text"
+
+    def __init__(self, model_id: str, loaded: LoadedModel, options: PipelineOptions) -> None:
+        self.model_id = model_id
+        self._tokenizer = loaded.tokenizer
+        self._template = loaded.chat_template
+        self._generation_config = loaded.generation_config
+        self._facts = {
+            "architecture": loaded.architecture.name,
+            "weight_bytes": loaded.plan.weight_bytes,
+            "cache_bytes": loaded.plan.cache_bytes,
+        }
+        executor = LocalExecutor(
+            loaded.model,
+            loaded.config,
+            num_blocks=loaded.plan.num_blocks,
+            block_size=loaded.plan.block_size,
+            max_seqs=options.max_seqs,
+            dtype=loaded.plan.cache_dtype,
+            device=loaded.device,
+        )
+        self._engine = Engine(
+            executor,
+            tokenizer=loaded.tokenizer,
+            eos_token_ids=loaded.eos_token_ids,
+            max_seq_len=loaded.max_seq_len,
+            max_seqs=options.max_seqs,
+            prefix_cache=options.prefix_cache_n,
+            no_kv_cache=options.no_kv_cache,
+            block_size=loaded.plan.block_size,
+            seed=options.seed,
+            vocab_size=loaded.config.vocab_size,
+        )
+
+    @classmethod
+    def load(cls, which: Any, options: PipelineOptions) -> Self:
+        """Bring up ``Which.Plain`` or ``Which.GGUF``."""
+        request = load_request(which, options)
+        return cls(request.model_id, load_text(request), options)
+
+    # Requests -----------------------------------------------------------------------------
+
+    def chat(self, request: ChatCompletionRequest, *, on_finish: OnFinish) -> ChatStream:
+        """Template → tokens → sequences → engine.
+
+        Args:
+            on_finish: called once with the usage when the engine has ended every choice,
+                however it ended; not called if this raises.
+        """
+        self._refuse_unserved(request)
+        if request.web_search_options is not None:
+            raise UnsupportedError("web search is not in this release: drop web_search_options")
+        if request.response_format not in (None, {"type": "text"}):
+            raise UnsupportedError(
+                "response_format other than text is not in this release: leave it out"
+            )
+        prompt = self._render(request)
+        prompt_ids = self._fitted(self._tokenizer.encode(prompt), request)
+        params = SamplingParams.resolve(request, self._generation_config)
+        assert self._template is not None
+        sequences, output = self._sequences(request, prompt_ids, params, request.n_choices)
+        splitters = [
+            ReasoningSplitter.for_prompt(self._template.source, prompt)
+            for _ in range(request.n_choices)
+        ]
+        answer = ChatAnswer(self.model_id, sequences, splitters, logprobs=request.logprobs)
+        return self._submit(sequences, output, answer, on_finish)
+
+    def complete(self, request: CompletionRequest, *, on_finish: OnFinish) -> CompletionStream:
+        """As `chat`, for a text that is continued as it stands.
+
+        With ``best_of`` above ``n_choices`` that many samples are drawn and the likeliest are
+        returned, by mean log probability of a token, as in OpenAI's API.
+        """
+        self._refuse_unserved(request)
+        num_samples = max(request.best_of, request.n_choices)
+        choosing = num_samples > request.n_choices
+        if choosing and request.stream:
+            raise ValidationError(
+                f"best_of={request.best_of} chooses among finished answers, so it cannot stream "
+                f"{request.n_choices}: leave out stream or best_of"
+            )
+        prompt_ids = self._fitted(self._tokenizer.encode(request.prompt), request)
+        params = SamplingParams.resolve(request, self._generation_config, need_logprobs=choosing)
+        sequences, output = self._sequences(request, prompt_ids, params, num_samples)
+        answer = CompletionAnswer(
+            self.model_id,
+            sequences,
+            logprobs=request.logprobs,
+            num_choices=request.n_choices,
+            before=request.prompt if request.echo_prompt else "",
+            after=request.suffix or "",
+        )
+        return self._submit(sequences, output, answer, on_finish)
+
+    def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``."""
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids.
+
+        Raises:
+            ValidationError: an id is not in the vocabulary.
+        """
+        return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    # The pipeline protocol ----------------------------------------------------------------
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        return self._engine.max_seq_len
+
+    def stats(self) -> dict[str, Any]:
+        return self._facts | self._engine.stats()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    # Steps of `chat` and `complete` ---------------------------------------------------------
+
+    def _refuse_unserved(self, request: ChatCompletionRequest | CompletionRequest) -> None:
+        if request.grammar is not None:
+            raise UnsupportedError("grammars are not in this release: leave out grammar")
+        if request.tool_choice not in (None, ToolChoice.Auto, ToolChoice.NoTools):
+            raise UnsupportedError(
+                "a required tool call is not in this release: use ToolChoice.Auto or leave it out"
+            )
+        if request.adapter is not None:
+            raise UnsupportedError("adapters are not in this release: leave out adapter")
+
+    def _render(self, request: ChatCompletionRequest) -> str:
+        if self._template is None:
+            raise TemplateError(
+                f"{self.model_id} has no chat template: pass chat_template=... to the Runner, or "
+                f"use send_completion_request, which needs none"
+            )
+        messages = normalize_messages(request.messages)
+        require_text(messages)
+        tools = None if request.tool_choice is ToolChoice.NoTools else request.tool_schemas
+        effort = request.reasoning_effort
+        return self._template.render(
+            messages,
+            tools=tools,
+            enable_thinking=request.enable_thinking,
+            reasoning_effort=None if effort is None else effort.value,
+            **(request.chat_template_kwargs or {}),
+        )
+
+    def _fitted(
+        self, prompt_ids: list[int], request: ChatCompletionRequest | CompletionRequest
+    ) -> list[int]:
+        """The prompt, or with ``truncate_sequence`` as much of its end as leaves room for the
+        answer."""
+        if not prompt_ids:
+            raise ValidationError("the prompt is empty: it must hold at least one token")
+        limit = self._engine.max_seq_len
+        if len(prompt_ids) < limit:
+            return prompt_ids
+        if not request.truncate_sequence:
+            raise ValidationError(
+                f"the prompt has {len(prompt_ids)} tokens, and the context holds {limit} with the "
+                f"answer: shorten it, or set truncate_sequence=True to keep its end"
+            )
+        answer = min(request.max_tokens or 1, limit - 1)
+        return prompt_ids[-(limit - answer) :]
+
+    def _sequences(
+        self,
+        request: ChatCompletionRequest | CompletionRequest,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        count: int,
+    ) -> tuple[list[TokenSequence], OutputQueue]:
+        """``count`` sequences that write to one queue."""
+        output = OutputQueue(count, stream=request.stream)
+        sequences = [
+            self._engine.sequence(
+                prompt_ids, params, output=output, index=index, ignore_eos=request.ignore_eos
+            )
+            for index in range(count)
+        ]
+        return sequences, output
+
+    def _submit(
+        self,
+        sequences: list[TokenSequence],
+        output: OutputQueue,
+        answer: Answer[Any, Any],
+        on_finish: OnFinish,
+    ) -> GenerationStream[Any, Any]:
+        output.on_end = lambda: on_finish(usage_of(sequences))
+        self._engine.submit(sequences)
+        engine = self._engine
+        return GenerationStream(output, answer, lambda: engine.cancel(sequences))
+
+
+def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
+    """What the loader needs to know of a ``Which`` variant and a runner's settings."""
+    gguf = getattr(which, "quantized_model_id", None)
+    auto_map = which.auto_map_params
+    cache = CacheRequest(
+        context_len=options.context_len,
+        cache_fraction=options.cache_fraction,
+        cache_bytes=options.cache_bytes,
+        block_size=options.block_size,
+        max_seqs=options.max_seqs,
+        **(
+            {}
+            if auto_map is None
+            else {
+                "planned_seq_len": auto_map.max_seq_len,
+                "planned_batch_size": auto_map.max_batch_size,
+            }
+        ),
+    )
+    return LoadRequest(
+        model_id=which.model_id if gguf is None else gguf,
+        files=None if gguf is None else file_names(which.quantized_filename),
+        tok_model_id=getattr(which, "tok_model_id", None),
+        arch=getattr(which, "arch", None),
+        tokenizer_json=getattr(which, "tokenizer_json", None),
+        dtype=which.dtype,
+        token_source=options.token_source,
+        cache_path=getattr(which, "hf_cache_path", None),
+        chat_template=options.chat_template,
+        jinja_explicit=options.jinja_explicit,
+        cache=cache,
+        plugins=options.plugins,
+        on_progress=options.on_progress,
+    )
+
+
+def file_names(names: str | Sequence[str]) -> list[str]:
+    """One or several files: a list, or one string with ``;`` between them."""
+    parts = names.split(";") if isinstance(names, str) else names
+    return [name.strip() for name in parts if name.strip()]

@@ -1,0 +1,179 @@
+"""Everything a `Runner` can be told besides which model: checks, and what becomes of it.
+
+Names and defaults are those of the mistralrs SDK; their meaning is told by `Runner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from tramontane.errors import UnsupportedError, ValidationError
+from tramontane.which import Which
+
+if TYPE_CHECKING:
+    from tramontane.hooks import PluginManager
+    from tramontane.protocols.pipeline import PipelineOptions, Progress
+
+BLOCK_SIZES = (8, 16, 32)
+
+UNSERVED = {
+    "which_draft": "speculative decoding is not in this release: leave out which_draft",
+    "num_device_layers": "manual device maps are not in this release: leave out num_device_layers",
+    "enable_search": "web search is not in this release: leave out enable_search",
+    "search_embedding_model": "web search is not in this release",
+    "search_callback": "web search is not in this release",
+    "tool_callbacks": "automatic tool rounds are not in this release: pass tool_schemas with the "
+    "request and run the calls yourself",
+}
+"""Settings that this release takes but cannot honour, and what to do instead."""
+
+PROVIDED = {
+    "in_situ_quant": ("quantizers", "isq"),
+    "anymoe_config": ("adapters", "anymoe"),
+    "mcp_client_config": ("transports", "http"),
+}
+"""Settings honoured by a plug-in: setting → (kind of spec, name)."""
+
+
+def _positive(instance: object, attribute: Any, value: int | float | None) -> None:
+    if value is not None and value <= 0:
+        raise ValidationError(f"{attribute.name} must be above 0, not {value!r}")
+
+
+def _fraction(instance: object, attribute: Any, value: float | None) -> None:
+    if value is not None and not 0 < value <= 1:
+        raise ValidationError(f"{attribute.name} must lie in (0, 1], not {value!r}")
+
+
+def _block_size(instance: object, attribute: Any, value: int | None) -> None:
+    if value is not None and value not in BLOCK_SIZES:
+        raise ValidationError(f"{attribute.name} must be one of {BLOCK_SIZES}, not {value!r}")
+
+
+@frozen(kw_only=True)
+class RunnerSettings:
+    """The constructor arguments of `Runner`, checked.
+
+    Raises:
+        ValidationError: a value is out of range.
+    """
+
+    max_seqs: int = field(default=16, validator=_positive)
+    no_kv_cache: bool = False
+    prefix_cache_n: int | None = 16
+    token_source: str = "cache"
+    speculative_gamma: int = field(default=32, validator=_positive)
+    which_draft: Any = None
+    chat_template: str | None = None
+    jinja_explicit: str | None = None
+    num_device_layers: Sequence[str] | None = None
+    in_situ_quant: str | None = None
+    anymoe_config: Any = None
+    pa_gpu_mem: int | None = field(default=None, validator=_positive)
+    pa_gpu_mem_usage: float | None = field(default=None, validator=_fraction)
+    pa_ctxt_len: int | None = field(default=None, validator=_positive)
+    pa_blk_size: int | None = field(default=None, validator=_block_size)
+    pa_cache_type: Any = None
+    paged_attn: bool = False
+    no_paged_attn: bool = False
+    seed: int | None = None
+    enable_search: bool = False
+    search_embedding_model: Any = None
+    search_callback: Callable[..., Any] | None = None
+    tool_callbacks: Mapping[str, Callable[..., Any]] | None = None
+    mcp_client_config: Any = None
+    on_progress: Progress | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.paged_attn and self.no_paged_attn:
+            raise ValidationError("paged_attn and no_paged_attn contradict each other")
+        if self.prefix_cache_n is not None and self.prefix_cache_n < 0:
+            raise ValidationError(f"prefix_cache_n must be 0 or more, not {self.prefix_cache_n}")
+
+    def check_served(self, plugins: PluginManager) -> None:
+        """Refuse what nothing here can honour.
+
+        Raises:
+            UnsupportedError: not in this release.
+            MissingPluginError: a plug-in would serve it; names the extra to install.
+        """
+        for name, message in UNSERVED.items():
+            if getattr(self, name):
+                raise UnsupportedError(message)
+        for name, (kind, provider) in PROVIDED.items():
+            if getattr(self, name):
+                plugins.get(kind, provider)
+        if self.pa_cache_type is not None and str(self.pa_cache_type).lower() != "auto":
+            raise UnsupportedError(
+                f"pa_cache_type {self.pa_cache_type} is not in this release: leave it out for a "
+                f"cache in the model's dtype"
+            )
+
+    def pipeline_options(self, which: Any, plugins: PluginManager) -> PipelineOptions:
+        """These settings as a pipeline takes them, for one model."""
+        from tramontane.protocols.pipeline import PipelineOptions
+
+        non_granular = getattr(which, "tgt_non_granular_index", None) is not None
+        return PipelineOptions(
+            max_seqs=1 if non_granular else self.max_seqs,
+            no_kv_cache=self.no_kv_cache,
+            prefix_cache_n=self.prefix_cache_n or 0,
+            token_source=self.token_source,
+            chat_template=self.chat_template,
+            jinja_explicit=self.jinja_explicit,
+            context_len=self.pa_ctxt_len,
+            cache_bytes=None if self.pa_gpu_mem is None else self.pa_gpu_mem << 20,
+            cache_fraction=self.pa_gpu_mem_usage,
+            block_size=self.pa_blk_size or BLOCK_SIZES[-1],
+            seed=self.seed,
+            on_progress=self.on_progress,
+            plugins=plugins,
+        )
+
+
+def check_selector(which: Any, plugins: PluginManager) -> None:
+    """Refuse fields of a ``Which`` variant that nothing here can honour.
+
+    Raises:
+        UnsupportedError: not in this release.
+        MissingPluginError: a plug-in would serve it; names the extra to install.
+    """
+    variant = type(which).__name__
+    if "XLora" in variant:
+        plugins.get("adapters", "xlora")
+    elif "Lora" in variant:
+        plugins.get("adapters", "lora")
+    if "GGML" in variant:
+        plugins.get("checkpoint_formats", "ggml")
+    if "GGUF" in variant:
+        plugins.get("checkpoint_formats", "gguf")
+    if getattr(which, "from_uqff", None) or getattr(which, "write_uqff", None):
+        plugins.get("checkpoint_formats", "uqff")
+    if any(getattr(which, name, None) for name in ("imatrix", "calibration_file", "organization")):
+        plugins.get("quantizers", "isq")
+    if getattr(which, "topology", None):
+        raise UnsupportedError("topology files are not in this release: leave out topology")
+
+
+def pipeline_kind(which: Any) -> str:
+    """The kind of pipeline a ``Which`` variant asks for.
+
+    Raises:
+        ValidationError: it is no such variant.
+    """
+    if isinstance(which, Which.Embedding):
+        return "embedding"
+    if isinstance(which, Which.VisionPlain):
+        return "vision"
+    if isinstance(which, Which.DiffusionPlain):
+        return "diffusion"
+    if isinstance(which, Which.Speech):
+        return "speech"
+    if type(which).__qualname__.startswith("Which."):
+        return "text"
+    raise ValidationError(
+        f"which must be a Which variant such as Which.Plain(model_id=...), not {which!r}"
+    )
