@@ -6,49 +6,28 @@ transformers 5 renamed ``torch_dtype`` to ``dtype`` and gathered ``rope_theta`` 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tramontane.errors import ConfigError, SourceError
+from tramontane.text.json_files import read_json
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no JSON object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as cause:
-        raise ConfigError(f"{path} cannot be read as JSON: {cause}") from cause
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} holds a {type(data).__name__}, not a JSON object")
-    return data
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """``config.json`` of a model directory, normalized.
 
     Raises:
-        SourceError: there is none; lists what there is.
-        ConfigError: it is damaged.
+        SourceError: it is absent or damaged; lists what there is.
+        ConfigError: a key that every model shares has a value of the wrong kind.
     """
-    path = directory / "config.json"
-    if not path.is_file():
+    data = read_json(directory / "config.json")
+    if data is None:
         there = ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
         raise SourceError(f"{directory} has no config.json; it holds {there}")
-    return normalize(read_json(path))
-
-
-def read_generation_config(directory: Path) -> dict[str, Any]:
-    """``generation_config.json``; empty when there is none."""
-    path = directory / "generation_config.json"
-    return read_json(path) if path.is_file() else {}
+    return normalize(data)
 
 
 def normalize(data: Mapping[str, Any]) -> dict[str, Any]:

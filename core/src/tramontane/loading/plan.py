@@ -1,7 +1,7 @@
 """Memory is planned before it is taken: weights first, then as much cache as was asked for.
 
 The settings are those of paged attention in the mistralrs SDK. Where several are given, the number
-of tokens counts before the share of memory, and that before the number of megabytes. Where none
+of tokens counts before the share of memory, and that before the number of bytes. Where none
 is, there is room for ``max_seqs`` sequences of ``planned_seq_len`` tokens (`auto_map_params`), and
 for one sequence of the model's full length if memory allows.
 
@@ -14,32 +14,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from attrs import Attribute, field, frozen
+from attrs import frozen
 
-from tramontane.errors import ConfigError, MemoryPlanError
+from tramontane.errors import MemoryPlanError
 from tramontane.loading.device import Room, memory_of
 from tramontane.loading.dtype import Inventory
 from tramontane.protocols import CacheSpec
 
-BLOCK_SIZES = (8, 16, 32)
 SMALLER = {"BF16": 16.0, "Q8_0": 8.5, "Q4K": 4.5}
 """Formats an error may propose, with bits a weight."""
 
 
-def _positive(instance: object, attribute: Attribute[int | None], value: int | None) -> None:
-    if value is not None and value <= 0:
-        raise ConfigError(f"{attribute.name} is {value}; it must be positive")
-
-
 @frozen(kw_only=True)
 class CacheRequest:
-    """What the user says about the KV cache.
+    """What the user says about the KV cache; values in range.
 
     Attributes:
-        context_tokens: tokens in all (``pa_ctxt_len``).
-        memory_fraction: share of the device's memory for weights and cache together
+        context_len: tokens of context in all (``pa_ctxt_len``).
+        cache_fraction: share of the device's memory for weights and cache together
             (``pa_gpu_mem_usage``), in (0, 1].
-        memory_mb: megabytes of cache (``pa_gpu_mem``).
+        cache_bytes: bytes of cache (``pa_gpu_mem``).
         block_size: tokens a block (``pa_blk_size``).
         dtype: of K and V; None for the model's.
         max_seqs: sequences that run at once.
@@ -47,24 +41,14 @@ class CacheRequest:
             `TextAutoMapParams`; a cache smaller than that is refused.
     """
 
-    context_tokens: int | None = field(default=None, validator=_positive)
-    memory_fraction: float | None = field(default=None)
-    memory_mb: int | None = field(default=None, validator=_positive)
-    block_size: int = field(default=32)
+    context_len: int | None = None
+    cache_fraction: float | None = None
+    cache_bytes: int | None = None
+    block_size: int = 32
     dtype: torch.dtype | None = None
-    max_seqs: int = field(default=16, validator=_positive)
-    planned_seq_len: int = field(default=4096, validator=_positive)
-    planned_batch_size: int = field(default=1, validator=_positive)
-
-    @memory_fraction.validator
-    def _is_fraction(self, attribute: object, value: float | None) -> None:
-        if value is not None and not 0 < value <= 1:
-            raise ConfigError(f"pa_gpu_mem_usage is {value}; it must lie in (0, 1]")
-
-    @block_size.validator
-    def _is_block_size(self, attribute: object, value: int) -> None:
-        if value not in BLOCK_SIZES:
-            raise ConfigError(f"pa_blk_size is {value}; use one of {BLOCK_SIZES}")
+    max_seqs: int = 16
+    planned_seq_len: int = 4096
+    planned_batch_size: int = 1
 
 
 @frozen(kw_only=True)
@@ -127,15 +111,14 @@ def plan_memory(
         return -(-tokens // request.block_size) * count
 
     planned = min(request.planned_seq_len, max_positions)
-    if request.context_tokens is not None:
-        blocks = blocks_for(request.context_tokens)
-    elif request.memory_fraction is not None:
-        taken = room.total - room.available
-        blocks = (int(room.total * request.memory_fraction) - taken - (room.available - free)) // (
-            block_bytes
-        )
-    elif request.memory_mb is not None:
-        blocks = (request.memory_mb << 20) // block_bytes
+    if request.context_len is not None:
+        blocks = blocks_for(request.context_len)
+    elif request.cache_fraction is not None:
+        # The share covers what others hold of the device, the weights and the working memory.
+        spent = room.total - free
+        blocks = max(int(room.total * request.cache_fraction) - spent, 0) // block_bytes
+    elif request.cache_bytes is not None:
+        blocks = request.cache_bytes // block_bytes
     else:
         wanted = max(blocks_for(planned, request.max_seqs), blocks_for(max_positions))
         least = blocks_for(planned, request.planned_batch_size)

@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from tramontane.errors import SourceError
-from tramontane.hooks import ModelSpec, plugin_manager
+from tramontane.hooks import ModelSpec, PluginManager, plugin_manager
 from tramontane.loading.weight_files import choose_weights, named_files
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ def resolve(
     revision: str | None = None,
     files: Sequence[str] | None = None,
     weights: bool = True,
+    plugins: PluginManager | None = None,
 ) -> ModelFiles:
     """Find a model's files, fetching them from the hub when they are nowhere else.
 
@@ -63,11 +64,13 @@ def resolve(
         revision: branch, tag or commit on the hub.
         files: names of the weight files, where the user chose them (GGUF); None finds them.
         weights: False when only tokenizer and configuration are wanted.
+        plugins: where travelling models and formats are looked up; None for the process's.
 
     Raises:
         SourceError: not found, not permitted, not reachable, or without weights.
     """
-    spec = plugin_manager().find("models", model_id)
+    plugins = plugins or plugin_manager()
+    spec = plugins.find("models", model_id)
     local = _travelling(spec) if spec is not None else Path(model_id).expanduser()
     if local.is_file() and files is None:
         return ModelFiles(local.parent, (local,) if weights else ())
@@ -85,7 +88,7 @@ def resolve(
         return ModelFiles(directory)
     if files is not None:
         return ModelFiles(directory, named_files(directory, files))
-    return ModelFiles(directory, choose_weights(directory))
+    return ModelFiles(directory, choose_weights(directory, plugins))
 
 
 def read_token(token_source: str) -> str | None:

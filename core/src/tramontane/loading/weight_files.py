@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tramontane.errors import CheckpointError, SourceError
-from tramontane.hooks import plugin_manager
-from tramontane.loading.config import read_json
+from tramontane.hooks import PluginManager
+from tramontane.text.json_files import read_json
 
 STEMS = (("model", r"safetensors"), ("pytorch_model", r"bin|pth|pt"))
 """Standard names of weight files, the preferred first."""
@@ -31,7 +31,7 @@ def named_files(directory: Path, names: Sequence[str]) -> tuple[Path, ...]:
     return paths
 
 
-def choose_weights(directory: Path) -> tuple[Path, ...]:
+def choose_weights(directory: Path, plugins: PluginManager) -> tuple[Path, ...]:
     """The weight files of a directory: safetensors, else PyTorch files, else the one file of
     another format that some plug-in reads.
 
@@ -56,7 +56,7 @@ def choose_weights(directory: Path) -> tuple[Path, ...]:
     others = [
         name
         for name in names
-        if not name.endswith(standard) and plugin_manager().checkpoint_for(name) is not None
+        if not name.endswith(standard) and plugins.checkpoint_for(name) is not None
     ]
     if len(others) == 1:
         return (directory / others[0],)
@@ -71,7 +71,7 @@ def choose_weights(directory: Path) -> tuple[Path, ...]:
 
 def _indexed(index: Path) -> tuple[Path, ...]:
     """Shards named by a ``*.index.json``, each once."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = (read_json(index) or {}).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map from tensors to shards")
     shards = []

@@ -1,0 +1,319 @@
+"""The road from a request for a model to the model, ready to run.
+
+source → checkpoint format → config → architecture on the meta device → tokenizer and template →
+memory plan → weights, one tensor at a time → kernels. What is cheap and may fail comes before what
+is costly.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import nn
+
+from tramontane.errors import ConfigError, ModelKindError, SourceError, UnsupportedError
+from tramontane.hooks import ArchitectureSpec, ModelKind, PluginManager, plugin_manager
+from tramontane.loading.config import normalize, read_config
+from tramontane.loading.device import choose_device
+from tramontane.loading.dtype import choose_dtype, survey
+from tramontane.loading.plan import CacheRequest, MemoryPlan, plan_memory
+from tramontane.loading.rules import arrange
+from tramontane.loading.source import ModelFiles, resolve
+from tramontane.loading.weights import Binder, Step, wanted_names, weight_bytes
+from tramontane.nn import bind_kernels
+from tramontane.protocols import Checkpoint, EmbeddedTokenizer
+from tramontane.protocols.pipeline import Progress
+from tramontane.text.chat_template import ChatTemplate, find_chat_template
+from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
+from tramontane.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@frozen(kw_only=True)
+class LoadRequest:
+    """What is to be loaded, and how.
+
+    Attributes:
+        model_id: travelling model, local directory or file, or hub id.
+        files: names of the weight files in it (GGUF), or None to find them.
+        tok_model_id: where tokenizer, chat template and generation settings come from, if not
+            from ``model_id``.
+        arch: name of the architecture; None for what the configuration says.
+        tokenizer_json: file of the tokenizers library, in place of the model's tokenizer.
+        dtype: a ``ModelDType`` or its name.
+        token_source: see `tramontane.loading.source.resolve`.
+        cache_path: cache of the hub, or None for the usual one.
+        chat_template, jinja_explicit: see `tramontane.text.chat_template.find_chat_template`.
+        cache: the KV cache that memory is planned for.
+        steps: applied to each module once its weights are in place.
+        on_progress: told about weights being loaded.
+        plugins: where architectures and formats are looked up; None for the process's plug-ins.
+    """
+
+    model_id: str
+    files: Sequence[str] | None = None
+    tok_model_id: str | None = None
+    arch: str | None = None
+    tokenizer_json: str | Path | None = None
+    dtype: str = "auto"
+    token_source: str = "cache"
+    cache_path: str | Path | None = None
+    chat_template: str | None = None
+    jinja_explicit: str | None = None
+    cache: CacheRequest = field(factory=CacheRequest)
+    steps: Sequence[Step] = ()
+    on_progress: Progress | None = None
+    plugins: PluginManager = field(factory=plugin_manager)
+
+
+@frozen(kw_only=True)
+class LoadedModel:
+    """A model with its weights in place, and what the engine needs to know of it.
+
+    Attributes:
+        model: the architecture, kernels bound.
+        config: its config object.
+        architecture: the spec it was found by.
+        tokenizer: see `tramontane.text.Tokenizer`.
+        chat_template: None when the model has none.
+        eos_token_ids: every token that ends a turn.
+        generation_config: content of ``generation_config.json``; empty when there is none.
+        dtype: of activations, and of weights that are not packed.
+        device: where it runs.
+        weight_bytes: memory of the weights, shared ones counted once.
+        max_seq_len: longest sequence that model and cache allow.
+        plan: the cache to allocate.
+    """
+
+    model: nn.Module
+    config: Any
+    architecture: ArchitectureSpec
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    eos_token_ids: frozenset[int]
+    generation_config: Mapping[str, Any]
+    dtype: torch.dtype
+    device: torch.device
+    weight_bytes: int
+    max_seq_len: int
+    plan: MemoryPlan
+
+
+def load_text(request: LoadRequest) -> LoadedModel:
+    """Bring up a text model.
+
+    Raises:
+        SourceError: files not found, not permitted or not reachable.
+        MissingPluginError: nothing installed knows the architecture or the file format.
+        ConfigError: a setting that the architecture does not cover.
+        CheckpointError: weights that are damaged or do not fit.
+        MemoryPlanError: not enough memory; says what would fit.
+        ModelKindError: the model is no text model.
+    """
+    plugins = request.plugins
+    files = _resolve(request, request.model_id, request.files)
+    side = files.directory
+    if request.tok_model_id is not None:
+        side = _resolve(request, request.tok_model_id, weights=False).directory
+    checkpoint = open_checkpoint(files.weights, plugins)
+    try:
+        data = config_data(files.directory, checkpoint)
+        spec = find_architecture(data, request.arch, plugins, kind="text")
+        _refuse_quantization(data, plugins)
+        architecture = plugins.resolve(spec)
+        config = architecture.Config.from_dict(data)
+        embedded = checkpoint.tokenizer()
+        tokenizer = _tokenizer(request, side, embedded, config.vocab_size)
+        template = find_chat_template(
+            side,
+            chat_template=request.chat_template,
+            jinja_explicit=request.jinja_explicit,
+            embedded=embedded.chat_template if embedded else None,
+        )
+        generation_config = read_generation_config(side)
+        inventory = survey(checkpoint)
+        device = choose_device()
+        dtype = choose_dtype(request.dtype, inventory, device)
+        plan = plan_memory(
+            inventory=inventory,
+            specs=architecture.cache_specs(config),
+            max_positions=config.max_position_embeddings,
+            request=request.cache,
+            dtype=dtype,
+            device=device,
+        )
+        model = build(
+            architecture,
+            config,
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            steps=request.steps,
+            on_progress=request.on_progress,
+        )
+    finally:
+        checkpoint.close()
+    extra_eos = eos_ids(data) | frozenset(embedded.eos_token_ids if embedded else ())
+    return LoadedModel(
+        model=model,
+        config=config,
+        architecture=spec,
+        tokenizer=tokenizer,
+        chat_template=template,
+        eos_token_ids=end_of_turn_ids(tokenizer, generation_config, *extra_eos),
+        generation_config=generation_config,
+        dtype=dtype,
+        device=device,
+        weight_bytes=weight_bytes(model),
+        max_seq_len=plan.max_seq_len,
+        plan=plan,
+    )
+
+
+def build(
+    architecture: type[Any],
+    config: Any,
+    checkpoint: Checkpoint,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    steps: Sequence[Step] = (),
+    on_progress: Progress | None = None,
+) -> nn.Module:
+    """The architecture with the checkpoint's weights in it, kernels bound.
+
+    Raises:
+        CheckpointError: the weights do not fit.
+    """
+    with torch.device("meta"):
+        model: nn.Module = architecture(config)
+    rules = getattr(architecture, "WEIGHTS", ())
+    arrangement = arrange(checkpoint.names(), wanted_names(model), rules, config)
+    binder = Binder(
+        model,
+        checkpoint,
+        arrangement,
+        dtype=dtype,
+        device=device,
+        steps=steps,
+        on_progress=on_progress,
+    )
+    model = binder.run().eval()
+    bind_kernels(model, device, dtype)
+    return model
+
+
+def open_checkpoint(files: Sequence[Path], plugins: PluginManager) -> Checkpoint:
+    """Open weight files with the format that reads their ending.
+
+    Raises:
+        MissingPluginError: no installed format does.
+        CheckpointError: a file is damaged.
+    """
+    spec = plugins.checkpoint_for(files[0].name)
+    if spec is None:
+        raise plugins.missing("checkpoint_formats", files[0].suffix.lstrip(".") or files[0].name)
+    checkpoint: Checkpoint = plugins.resolve(spec)().open(files)
+    return checkpoint
+
+
+def config_data(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration: that of the weight file when it carries one, else ``config.json``.
+
+    Raises:
+        SourceError: there is none.
+        ConfigError: it is damaged.
+    """
+    embedded = checkpoint.config()
+    return read_config(directory) if embedded is None else normalize(embedded)
+
+
+def find_architecture(
+    data: Mapping[str, Any], arch: str | None, plugins: PluginManager, *, kind: ModelKind
+) -> ArchitectureSpec:
+    """The architecture the user named, or the first known one of ``architectures``.
+
+    Raises:
+        ConfigError: neither names one.
+        MissingPluginError: nothing installed serves it; names what to install.
+        ModelKindError: it is of another kind.
+    """
+    named = [arch] if arch else data.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(n, str) for n in named) or not named:
+        known = ", ".join(sorted(spec.name for spec in plugins.specs("architectures")))
+        raise ConfigError(
+            f"the configuration names no architecture (architectures is {named!r}); give `arch`, "
+            f"one of: {known or 'none installed'}"
+        )
+    found = (plugins.find("architectures", str(name)) for name in named)
+    spec: ArchitectureSpec | None = next((s for s in found if s is not None), None)
+    if spec is None:
+        raise plugins.missing("architectures", str(named[0]))
+    if spec.kind != kind:
+        raise ModelKindError(
+            f"{spec.name} is a {spec.kind} model and cannot be loaded as a {kind} model; choose "
+            f"the Which variant of that kind"
+        )
+    return spec
+
+
+def _resolve(
+    request: LoadRequest,
+    model_id: str,
+    files: Sequence[str] | None = None,
+    *,
+    weights: bool = True,
+) -> ModelFiles:
+    return resolve(
+        model_id,
+        token_source=request.token_source,
+        cache_path=request.cache_path,
+        files=files,
+        weights=weights,
+        plugins=request.plugins,
+    )
+
+
+def _refuse_quantization(data: Mapping[str, Any], plugins: PluginManager) -> None:
+    """Weights quantized by a method that nothing here reads must not be taken for plain ones."""
+    settings = data.get("quantization_config")
+    if not settings:
+        return
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    plugins.get("quantizers", str(method))
+    raise UnsupportedError(
+        f"the configuration says that weights are quantized with {method!r}; safetensors files "
+        f"of that kind cannot be loaded yet. Use the unquantized model, or a GGUF file of it."
+    )
+
+
+def _tokenizer(
+    request: LoadRequest, side: Path, embedded: EmbeddedTokenizer | None, vocab_size: int
+) -> Tokenizer:
+    """The file the user named, else that of ``tok_model_id``, else the one inside the weight file,
+    else the model directory's."""
+    chosen = request.tokenizer_json is not None or request.tok_model_id is not None
+    if embedded is not None and not chosen:
+        return Tokenizer(
+            embedded.tokenizer,
+            bos_token=embedded.bos_token,
+            eos_token=embedded.eos_token,
+            unk_token=embedded.unk_token,
+            add_bos=embedded.add_bos,
+        )
+    tokenizer = Tokenizer.from_files(side, request.tokenizer_json)
+    if tokenizer.vocab_size > vocab_size:
+        message = (
+            f"the tokenizer of {request.tokenizer_json or request.tok_model_id or side} has "
+            f"{tokenizer.vocab_size} tokens, the model {vocab_size}"
+        )
+        if chosen:
+            raise SourceError(f"{message}; it belongs to another model")
+        log.warning("%s; the last ones cannot be used", message)
+    return tokenizer
