@@ -144,8 +144,8 @@ def _answer_once(
     from tramontane_cli.answer import Screen, stats_line, take
 
     if raw:
-        request = CompletionRequest(prompt=prompt, stream=True, **sampling)
-        chunks = runner.send_completion_request(request)
+        continuation = CompletionRequest(prompt=prompt, stream=True, **sampling)
+        chunks = runner.send_completion_request(continuation)
     else:
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": prompt})
