@@ -22,7 +22,7 @@ class Config:
     vocab_size: int = 1024
     hidden_size: int = 256
     intermediate_size: int = 512
-    num_hidden_layers: int = 5
+    num_hidden_layers: int = 4
     num_attention_heads: int = 4
     head_dim: int = 64
     max_position_embeddings: int = 1024

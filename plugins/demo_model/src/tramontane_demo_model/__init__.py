@@ -1,0 +1,1 @@
+"""The embedded demo model of tramontane: weights, tokenizer and chat template in `model/`."""

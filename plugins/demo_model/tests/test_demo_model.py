@@ -1,0 +1,138 @@
+"""The demo model answers held-out questions through tramontane's own runner."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+tramontane = pytest.importorskip("tramontane")
+
+HERE = Path(__file__).parent.parent
+MODEL = HERE / "src" / "tramontane_demo_model" / "model"
+SAMPLE = 60
+
+
+@pytest.fixture(scope="module")
+def held_out() -> Any:
+    """The modules that generate the text, which are scripts beside the trainer."""
+    sys.path.insert(0, str(HERE / "training"))
+    try:
+        import capitals
+        import holdout
+        import sums
+        import tools
+    finally:
+        sys.path.remove(str(HERE / "training"))
+
+    class Modules:
+        pass
+
+    modules = Modules()
+    modules.capitals, modules.sums, modules.tools = capitals, sums, tools
+    modules.holdout = holdout
+    return modules
+
+
+@pytest.fixture(scope="module")
+def runner() -> Any:
+    return tramontane.Runner(which=tramontane.Which.Plain(model_id="tramontane/demo"))
+
+
+def answer(runner: Any, messages: list[dict[str, Any]], max_tokens: int = 40, **more: Any) -> Any:
+    request = tramontane.ChatCompletionRequest(
+        messages=messages, temperature=0.0, max_tokens=max_tokens, **more
+    )
+    return runner.send_chat_completion_request(request).choices[0].message
+
+
+def share_right(runner: Any, pairs: list[tuple[str, str]]) -> float:
+    Random(7).shuffle(pairs)
+    pairs = pairs[:SAMPLE]
+    assert len(pairs) == SAMPLE
+    right = 0
+    for ask, expected in pairs:
+        right += answer(runner, [{"role": "user", "content": ask}]).content.strip() == expected
+    return right / SAMPLE
+
+
+def test_held_out_sums(runner: Any, held_out: Any) -> None:
+    assert share_right(runner, held_out.sums.held_out_sums()) >= 0.9
+
+
+def test_held_out_capitals(runner: Any, held_out: Any) -> None:
+    assert share_right(runner, held_out.capitals.held_out_capitals()) >= 0.9
+
+
+def test_tool_calls_and_results(runner: Any, held_out: Any) -> None:
+    """Called with the right name and arguments, then answered with the result of the tool."""
+    random, tools, sums = Random(3), held_out.tools, held_out.sums
+    pairs = [(a, b) for a in range(100) for b in range(100) if held_out.holdout.sum_held_out(a, b)]
+    called = answered = 0
+    tasks = [tools.add_task(random, random.choice(pairs)) for _ in range(20)]
+    for task in tasks:
+        schemas = [json.dumps(s) for s in tools.offered(random, task.schema, tools.add_task)]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": task.ask}]
+        message = answer(runner, messages, 64, tool_schemas=schemas)
+        called += calls_of(message) == [(task.name, task.arguments)]
+        messages += [
+            {"role": "assistant", "content": "", "tool_calls": [tools.tool_call(task)]},
+            {"role": "tool", "content": task.result},
+        ]
+        text = answer(runner, messages, 40, tool_schemas=schemas).content
+        answered += text.strip() == sums.plus_answer(*task.arguments.values())
+    assert called >= 0.9 * len(tasks)
+    assert answered >= 0.9 * len(tasks)
+
+
+def calls_of(message: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return the calls of a message, which the runner may have parsed out of the text."""
+    if message.tool_calls:
+        return [(c.function.name, json.loads(c.function.arguments)) for c in message.tool_calls]
+    found = re.findall(r"<tool_call>(.*?)</tool_call>", message.content or "", re.DOTALL)
+    bodies = [json.loads(body) for body in found]
+    return [(body["name"], body["arguments"]) for body in bodies]
+
+
+def test_template_renders_tools_and_history() -> None:
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = json.dumps
+    template = environment.from_string((MODEL / "chat_template.jinja").read_text())
+    properties = {"a": {"type": "integer"}, "b": {"type": "integer"}}
+    function = {"name": "add", "parameters": {"type": "object", "properties": properties}}
+    # Arguments come as the text of the JSON object in requests, as the object in templates.
+    for arguments in ({"a": 17, "b": 25}, '{"a": 17, "b": 25}'):
+        text = template.render(
+            bos_token="<|bos|>",
+            tools=[{"type": "function", "function": function | {"description": "Add."}}],
+            messages=[
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": [{"type": "text", "text": "17+25"}]},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "add", "arguments": arguments}}],
+                },
+                {"role": "tool", "content": "42"},
+            ],
+            add_generation_prompt=True,
+        )
+        assert text == (
+            "<|bos|><|system|>Be brief.\nTools:\nadd(a: integer, b: integer) - Add.<|end|>"
+            "<|user|>17+25<|end|><|assistant|><tool_call>\n"
+            '{"name": "add", "arguments": {"a": 17, "b": 25}}\n</tool_call><|end|>'
+            "<|tool|>42<|end|><|assistant|>"
+        )
+
+
+def test_the_folder_is_small_and_complete() -> None:
+    names = {path.name for path in MODEL.iterdir()}
+    assert {
+        "README.md", "chat_template.jinja", "config.json", "generation_config.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+    } <= names  # fmt: skip
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) <= 8_000_000

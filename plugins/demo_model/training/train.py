@@ -1,0 +1,149 @@
+"""Train the demo model from scratch on generated text; see the README beside this file."""
+
+import argparse
+import math
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Threads that spin while they wait starve each other as soon as anything else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import torch
+import torch.nn.functional as F
+from network import Config, Network
+from text import BOS, END, EOS, dialogues, render
+from tokenizer import save_tokenizer, train_tokenizer
+from tokenizers import Tokenizer
+from torch import Tensor
+
+MODEL = Path(__file__).parent.parent / "src" / "tramontane_demo_model" / "model"
+# What the user writes is mostly chance; what the assistant writes counts, and its digits most,
+# since they carry the arithmetic and the arguments of tool calls.
+PROMPT_WEIGHT, ANSWER_WEIGHT, DIGIT_WEIGHT = 0.05, 1.0, 4.0
+BUFFER = 1024
+
+
+def batches(
+    tokenizer: Tokenizer, seed: int, budget: int, context: int
+) -> Iterator[list[list[int]]]:
+    """Yield batches of dialogues of like length, at most `budget` tokens each with padding."""
+    shuffler = random.Random(seed)
+    stream = dialogues(seed)
+    while True:
+        texts = [render(next(stream)) for _ in range(BUFFER)]
+        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        rows = sorted((encoding.ids[:context] for encoding in encodings), key=len)
+        ready: list[list[list[int]]] = [[]]
+        for row in rows:
+            if len(row) * (len(ready[-1]) + 1) > budget:
+                ready.append([])
+            ready[-1].append(row)
+        shuffler.shuffle(ready)
+        yield from ready
+
+
+def tensors(rows: list[list[int]], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Return tokens `[B, T]` and the weight of each token's loss, zero for padding."""
+    assistant, end = tokenizer.token_to_id("<|assistant|>"), tokenizer.token_to_id(END)
+    digits = {tokenizer.token_to_id(digit) for digit in "0123456789"}
+    length = max(map(len, rows))
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    weights = torch.zeros(len(rows), length)
+    for row_idx, row in enumerate(rows):
+        tokens[row_idx, : len(row)] = torch.tensor(row)
+        inside = assistant not in row  # a plain story counts whole
+        row_weights = []
+        for token in row:
+            answer_weight = DIGIT_WEIGHT if token in digits else ANSWER_WEIGHT
+            row_weights.append(answer_weight if inside else PROMPT_WEIGHT)
+            inside = token == assistant or (inside and token != end)
+        weights[row_idx, : len(row)] = torch.tensor(row_weights)
+    return tokens, weights
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Return a linear warm-up followed by a cosine to a fiftieth of the peak."""
+    if step < 100:
+        return peak * (step + 1) / 100
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def main() -> None:
+    """Train, print the loss, and write checkpoints and the model folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--tokens", type=int, default=1536, help="tokens of a batch")
+    parser.add_argument("--peak", type=float, default=2.5e-3, help="highest learning rate")
+    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=MODEL)
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/demo_model.pt"))
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    config = Config()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    network, first = Network(config), 0
+    decayed = [p for p in network.parameters() if p.dim() == 2]
+    plain = [p for p in network.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=arguments.peak, betas=(0.9, 0.98), fused=True)
+    if arguments.resume:
+        saved = torch.load(arguments.checkpoint, weights_only=True)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+        tokenizer = Tokenizer.from_file(str(arguments.output / "tokenizer.json"))
+    else:
+        tokenizer = train_tokenizer(arguments.seed)
+    save_tokenizer(tokenizer, arguments.output, config.max_position_embeddings)
+    bos, eos, end = map(tokenizer.token_to_id, (BOS, EOS, END))
+
+    def save(step: int) -> None:
+        network.save(arguments.output, bos, [end, eos])
+        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        torch.save(state, arguments.checkpoint)
+
+    print(f"{sum(p.numel() for p in network.parameters()):,} parameters", flush=True)
+    # A resumed run goes on with text it has not seen.
+    stream = batches(
+        tokenizer, arguments.seed + first, arguments.tokens, config.max_position_embeddings
+    )
+    started, seen, losses = time.monotonic(), 0, []
+    for step in range(first, arguments.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, arguments.steps, arguments.peak)
+        tokens, weights = tensors(next(stream), tokenizer)
+        logits = network(tokens[:, :-1])  # [B, T - 1, vocab]
+        loss = F.cross_entropy(
+            logits.reshape(-1, config.vocab_size), tokens[:, 1:].reshape(-1), reduction="none"
+        )
+        counted = weights[:, 1:].reshape(-1)
+        loss = (loss * counted).sum() / counted.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen += tokens.numel()
+        losses.append(loss.item())
+        if (step + 1) % 100 == 0:
+            elapsed = time.monotonic() - started
+            print(
+                f"step {step + 1}/{arguments.steps} loss {sum(losses) / len(losses):.4f} "
+                f"{seen / elapsed:.0f} tokens/s {elapsed:.0f} s",
+                flush=True,
+            )
+            losses.clear()
+        if (step + 1) % 500 == 0 or step + 1 == arguments.steps:
+            save(step + 1)
+
+
+if __name__ == "__main__":
+    main()
