@@ -152,7 +152,9 @@ class _Reader:
         if version not in VERSIONS:
             if version & 0xFFFF == 0 and version:
                 self.fail("the file is big-endian; only little-endian GGUF can be read: convert it")
-            self.fail(f"GGUF version {version} is unknown; known are {', '.join(map(str, VERSIONS))}")
+            self.fail(
+                f"GGUF version {version} is unknown; known are {', '.join(map(str, VERSIONS))}"
+            )
         self.count_format = "<I" if version == 1 else "<Q"
         word = struct.calcsize(self.count_format)
         num_tensors = self.number(self.count_format, "the number of tensors")

@@ -17,7 +17,7 @@ from tramontane_gguf.types import BY_NAME
 class GgmlQuantizer:
     """Packs with the reference quantizers of the ``gguf`` package.
 
-    That package encodes the legacy, ternary and plain types; it can only decode the K- and IQ-types.
+    That package encodes the legacy, ternary and plain types; K- and IQ-types it only decodes.
     """
 
     name = "gguf"
