@@ -54,7 +54,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 docs: $(STAMP)
-	$(BIN)/pytest docs $(ARGS)
+	$(BIN)/pytest docs README.md CONTRIBUTING.md $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py $(ARGS)

@@ -1,9 +1,9 @@
-"""Executes the documentation: every ``python`` block of a page, in order, in one namespace.
+"""Executes the documentation: every ``python`` block of a Markdown page, in order, in one namespace.
 
 A comment on the line before a block changes that:
 
 * ``<!-- not run: REASON -->``: compiled only;
-* ``<!-- excerpt of FILE -->``: must stand in FILE, relative to this folder, word for word;
+* ``<!-- excerpt of FILE -->``: must stand in FILE, relative to the page, word for word;
 * ``<!-- prints: TEXT -->``: the block must print TEXT.
 """
 
@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
 BLOCK = re.compile(
     r"(?:^<!-- (?P<rule>not run|excerpt of|prints)(?:: | )(?P<detail>[^\n]*?) -->\n)?"
     r"^```(?P<language>\w+)\n(?P<code>.*?)^```$",
