@@ -1,4 +1,4 @@
-"""Executes the documentation: every ``python`` block of a Markdown page, in order, in one namespace.
+"""Executes the documentation: each page's ``python`` blocks, in order, in one namespace.
 
 A comment on the line before a block changes that:
 
