@@ -10,7 +10,7 @@ from tramontane.text.generation_config import (
     read_generation_config,
     sampling_defaults,
 )
-from tramontane.text.messages import Message, normalize_messages, text_messages
+from tramontane.text.messages import Message, normalize_messages, require_text, text_messages
 from tramontane.text.reasoning import ReasoningSplitter
 from tramontane.text.stops import StopMatcher
 from tramontane.text.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ __all__ = [
     "find_chat_template",
     "normalize_messages",
     "read_generation_config",
+    "require_text",
     "sampling_defaults",
     "text_messages",
 ]

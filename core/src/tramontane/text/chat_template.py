@@ -70,11 +70,6 @@ class ChatTemplate:
         return tuple(self._templates)
 
     @property
-    def mentions_thinking(self) -> bool:
-        """Whether a template writes or looks for ``<think>``."""
-        return any("<think>" in each.source for each in self._templates.values())
-
-    @property
     def mentions_tools(self) -> bool:
         """Whether a template reads ``tools``."""
         return any("tools" in each.variables for each in self._templates.values())

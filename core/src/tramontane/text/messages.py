@@ -52,8 +52,8 @@ class Message:
 
     Attributes:
         role: one of `ROLES`.
-        content: text; or parts in the order in which they came, if one of them is no text or
-            there are several; or None for an assistant's message that only calls tools.
+        content: text; or parts in the order in which they came, if one of them is no text; or
+            None for an assistant's message that only calls tools.
         extra: all other keys, such as ``tool_calls``, ``tool_call_id``, ``name`` and
             ``reasoning_content``.
         has_content: False if the key itself was absent.
@@ -93,8 +93,8 @@ def normalize_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Mess
         messages: a text, taken as one message of the user, or mappings with ``role`` and
             ``content``. Content is text or a list of parts: ``{"type": "text", "text": …}``,
             ``{"type": "image_url", "image_url": {"url": …}}``, ``{"type": "audio_url", …}`` or
-            ``{"type": "input_audio", "input_audio": {"data": …, "format": …}}``. A list with
-            one text part is taken as that text.
+            ``{"type": "input_audio", "input_audio": {"data": …, "format": …}}``. A list of
+            nothing but text is taken as one text, its parts joined by a space.
 
     Raises:
         ValidationError: something is missing, unknown or out of place; the message names the
@@ -111,17 +111,13 @@ def normalize_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[Mess
     return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def text_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Messages for the template of a model that reads only text.
-
-    Several text parts of one message are joined by a space.
+def require_text(messages: Sequence[Message]) -> None:
+    """Refuse images and recordings, for models that read only text.
 
     Raises:
-        ValidationError: as `normalize_messages`, or for an image or a recording.
+        ValidationError: the message names the first part that is no text.
     """
-    prepared = []
-    for index, message in enumerate(normalize_messages(messages)):
-        texts = []
+    for index, message in enumerate(messages):
         for number, part in enumerate(message.parts):
             if not isinstance(part, TextPart):
                 kind = "an image" if isinstance(part, ImagePart) else "audio"
@@ -129,12 +125,17 @@ def text_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[dict[str,
                     f"messages[{index}].content[{number}] is {kind}, but this model reads only "
                     "text. Leave it out, or load a model that takes it."
                 )
-            texts.append(part.text)
-        rendered = message.template_dict()
-        if isinstance(message.content, tuple):
-            rendered["content"] = " ".join(texts)
-        prepared.append(rendered)
-    return prepared
+
+
+def text_messages(messages: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages for the template of a model that reads only text.
+
+    Raises:
+        ValidationError: as `normalize_messages` and `require_text`.
+    """
+    normalized = normalize_messages(messages)
+    require_text(normalized)
+    return [message.template_dict() for message in normalized]
 
 
 def _message(message: object, where: str) -> Message:
@@ -172,8 +173,8 @@ def _content(content: object, role: str, where: str) -> str | tuple[Part, ...]:
     if not content:
         raise ValidationError(f"{where} is an empty list; give at least one part")
     parts = tuple(_part(part, role, f"{where}[{index}]") for index, part in enumerate(content))
-    only = parts[0]
-    return only.text if len(parts) == 1 and isinstance(only, TextPart) else parts
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return " ".join(texts) if len(texts) == len(parts) else parts
 
 
 def _part(part: object, role: str, where: str) -> Part:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from tramontane.errors import ConfigError, SourceError
 from tramontane.text.json_files import read_json, token_text
 from tramontane.text.tokenizer import Tokenizer
+from tramontane.text.vocabulary import pre_tokenizer, read_sentencepiece
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,9 @@ def read_tokenizer(directory: Path, tokenizer_json: Path | None = None) -> Token
     elif (directory / "tokenizer.json").is_file():
         backend = _from_json(directory / "tokenizer.json", _llama_rules(directory, config))
     elif (directory / "tokenizer.model").is_file():
-        backend = _from_sentencepiece(directory / "tokenizer.model")
-        if add_bos is None and add_eos is None and backend.post_processor is None:
-            add_bos = True  # SentencePiece models of this file name are trained with it
-            config.setdefault("bos_token", "<s>")
-            config.setdefault("eos_token", "</s>")
-            config.setdefault("unk_token", "<unk>")
+        backend = _from_sentencepiece(directory / "tokenizer.model", config)
+        if add_bos is None and add_eos is None:
+            add_bos = True  # models with a file of this name are trained so
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         backend = _from_vocab_and_merges(directory, config)
     else:
@@ -182,16 +180,18 @@ def _is_byte_level(data: Mapping[str, Any]) -> bool:
     return '"ByteLevel"' in parts
 
 
-def _from_sentencepiece(path: Path) -> tokenizers.Tokenizer:
-    from tramontane.text.vocabulary import sentencepiece_from_file
+def _from_sentencepiece(path: Path, config: dict[str, Any]) -> tokenizers.Tokenizer:
+    """SentencePiece knows its special pieces; a configuration may name others."""
+    model = read_sentencepiece(path)
+    for key, index in (
+        ("bos_token", model.bos_id),
+        ("eos_token", model.eos_id),
+        ("unk_token", model.unk_id),
+    ):
+        config.setdefault(key, model.text_of(index))
+    return model.build()
 
-    return sentencepiece_from_file(path)
 
-
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _GPT2_CLASSES = ("", "GPT2Tokenizer", "CodeGenTokenizer", "PreTrainedTokenizer")
 
 
@@ -210,16 +210,12 @@ def _from_vocab_and_merges(directory: Path, config: Mapping[str, Any]) -> tokeni
     def build() -> tokenizers.Tokenizer:
         model = models.BPE.from_file(str(vocab_file), str(merges_file))
         tokenizer = tokenizers.Tokenizer(model)
-        prefix = bool(config.get("add_prefix_space"))
         if family == "Qwen2Tokenizer":
-            tokenizer.normalizer = normalizers.NFC()
-            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [
-                    pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
-                    pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=False),
-                ]
-            )
+            kind = pre_tokenizer("qwen2")
+            tokenizer.normalizer = kind.normalizer()
+            tokenizer.pre_tokenizer = kind.build()
         else:
+            prefix = bool(config.get("add_prefix_space"))
             tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
         tokenizer.decoder = decoders.ByteLevel()
         return tokenizer
