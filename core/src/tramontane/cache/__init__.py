@@ -1,0 +1,7 @@
+"""Storage that layers read and write, and the index that finds computed prefixes again."""
+
+from tramontane.cache.paged import PagedKV
+from tramontane.cache.prefix import PrefixIndex, block_key
+from tramontane.cache.specs import FullAttention, SlidingAttention
+
+__all__ = ["FullAttention", "PagedKV", "PrefixIndex", "SlidingAttention", "block_key"]

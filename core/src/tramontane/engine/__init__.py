@@ -1,0 +1,1 @@
+"""Scheduling and running sequences: schedule, forward, sample, commit."""
