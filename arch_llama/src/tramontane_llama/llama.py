@@ -89,8 +89,8 @@ class LlamaLayer(nn.Module):
         self, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: LayerCache
     ) -> Tensor:
         h = h + self.self_attn(self.input_layernorm(h), rope, batch, cache)  # [T, hidden]
-        h = h + self.mlp(self.post_attention_layernorm(h))
-        return h
+        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
+        return out
 
 
 class LlamaModel(nn.Module):

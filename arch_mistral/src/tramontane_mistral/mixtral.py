@@ -90,8 +90,8 @@ class MixtralLayer(nn.Module):
 
     def forward(self, h: Tensor, rope: Rope, batch: ForwardBatch, cache: LayerCache) -> Tensor:
         h = h + self.self_attn(self.input_layernorm(h), rope, batch, cache)  # [T, hidden]
-        h = h + self.mlp(self.post_attention_layernorm(h))
-        return h
+        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
+        return out
 
 
 class Mixtral(Mistral):

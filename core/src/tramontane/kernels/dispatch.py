@@ -133,9 +133,7 @@ def _try(
     return None, operator
 
 
-def _record(
-    key: _Key, name: str, operator: Operator, others: tuple[Candidate, ...]
-) -> Operator:
+def _record(key: _Key, name: str, operator: Operator, others: tuple[Candidate, ...]) -> Operator:
     _, op, device, facts = key
     _choices[key] = (Choice(op, device, facts, name, others), operator)
     return operator

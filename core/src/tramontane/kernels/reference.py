@@ -176,7 +176,7 @@ def _make_plan(
     parts: list[_Part] = []
     alike: dict[int, list[tuple[int, int]]] = {}  # size class -> (sequence, packed row)
     row = 0
-    for i, (num_queries, length) in enumerate(zip(batch.query_lens, batch.kv_lens, strict=True)):
+    for i, num_queries in enumerate(batch.query_lens):
         if num_queries == 1:
             _, low, high = _span(batch, i, block_size, window)
             alike.setdefault((high - low - 1).bit_length(), []).append((i, row))
@@ -257,7 +257,10 @@ def _decode(
         blocks = batch.block_tables[seqs[:, None], torch.tensor(columns, device=device)]
         start, stop = 0, width * block_size
         begins = [first - low * block_size for first, low, _ in spans]
-        ends = [batch.kv_lens[i] - s[1] * block_size for (i, _), s in zip(members, spans)]
+        ends = [
+            batch.kv_lens[i] - low * block_size
+            for (i, _), (_, low, _) in zip(members, spans, strict=True)
+        ]
         bounds = torch.tensor([begins, ends], device=device)[:, :, None]
         token = torch.arange(stop, device=device)
         mask = (token >= bounds[0]) & (token < bounds[1])  # [num_seqs, stop]

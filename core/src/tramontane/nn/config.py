@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-from attrs import NOTHING, Factory, fields
+from attrs import NOTHING, fields
 
 from tramontane.errors import ConfigError
 
@@ -52,7 +52,7 @@ def read(
     """
     for key, values in (supported or {}).items():
         found = data.get(key)
-        if found is not None and found not in values:
+        if found is not None and found not in list(values):
             raise ConfigError(
                 f"{key} is {found!r}; {_named(cls)} supports {_listed(values)}. "
                 "The checkpoint may belong to another architecture (see `arch`)."
@@ -66,8 +66,6 @@ def read(
             values_of[name] = check_type(name, data[name], attribute.type)
         elif attribute.default is NOTHING:
             raise ConfigError(f"config.json lacks {name}, which {_named(cls)} requires")
-        elif isinstance(attribute.default, Factory):  # type: ignore[arg-type]
-            continue
     return cls(**values_of)
 
 
@@ -83,7 +81,8 @@ def check_type(key: str, value: Any, annotation: Any) -> Any:
     accepted = _TYPES.get(wanted)
     if accepted is None:
         return value
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+    fits = isinstance(value, accepted) and (wanted == "bool" or not isinstance(value, bool))
+    if not fits:
         raise ConfigError(f"{key} is {value!r}; expected {wanted}")
     if wanted.startswith("tuple"):
         item = wanted[len("tuple[") : -len(", ...]")]

@@ -105,7 +105,7 @@ class MoE(nn.Module):
         order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
         tokens = order // top_k
         counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
-        parts = x[tokens].split(counts)
+        parts = torch.split(x[tokens], counts)
         done = [self.experts.expert(p, e) for e, p in enumerate(parts) if p.shape[0]]
         h = torch.cat(done) * weights.flatten()[order, None].to(x.dtype)  # [T * top_k, hidden]
         return torch.zeros_like(x).index_add_(0, tokens, h)

@@ -90,4 +90,6 @@ class PackedExpertLinear(nn.Module):
         return h
 
     def extra_repr(self) -> str:
-        return f"{self.num_experts} x ({self.in_features}, {self.out_features}, {self.packed.format})"
+        return (
+            f"{self.num_experts} x ({self.in_features}, {self.out_features}, {self.packed.format})"
+        )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from attrs import evolve, fields, frozen
+from attrs import fields, frozen
 from torch import Tensor
 
 from tramontane.errors import ConfigError
@@ -52,15 +52,15 @@ class RopeParameters:
     max_position_embeddings: int
     original_max_position_embeddings: int
     partial_rotary_factor: float = 1.0
-    factor: float | None = None
+    factor: float = 1.0
     attention_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
 
@@ -137,6 +137,11 @@ def read_rope_parameters(
         name = attribute.name
         if name != "rope_type" and name in merged:
             values[name] = check_type(f"rope_parameters.{name}", merged[name], attribute.type)
+    if rope_type in ("yarn", "longrope") and "factor" not in values:
+        # DeepSeek and Phi-3 files leave the factor to the two context lengths.
+        values["factor"] = (
+            values["max_position_embeddings"] / values["original_max_position_embeddings"]
+        )
     for name in _REQUIRED[rope_type]:
         if name not in values:
             raise ConfigError(f"rope_parameters of type {rope_type!r} lack {name}")
@@ -145,22 +150,22 @@ def read_rope_parameters(
 
 def _checked(rope: RopeParameters) -> RopeParameters:
     """Refuse numbers on which the formulas below would divide by zero or take a bad logarithm."""
-    positive = ("rope_theta", "max_position_embeddings", "original_max_position_embeddings",
-                "factor", "low_freq_factor", "high_freq_factor")  # fmt: skip
-    for name in positive:
+    counts = ("max_position_embeddings", "original_max_position_embeddings")
+    for name in ("rope_theta", *counts, "factor", "low_freq_factor", "high_freq_factor"):
         value = getattr(rope, name)
-        if value is not None and not 0 < value < math.inf:
+        if not 0 < value < math.inf:
             raise ConfigError(f"rope_parameters.{name} is {value!r}; a positive number is needed")
+    if rope.rope_theta <= 1 or rope.original_max_position_embeddings < 2:
+        raise ConfigError(
+            f"rope_theta is {rope.rope_theta} and the original context "
+            f"{rope.original_max_position_embeddings}; both must be above 1"
+        )
     if not 0 < rope.partial_rotary_factor <= 1:
         raise ConfigError(
             f"partial_rotary_factor is {rope.partial_rotary_factor!r}; it must lie in (0, 1]"
         )
     if rope.rope_type == "llama3" and rope.low_freq_factor == rope.high_freq_factor:
         raise ConfigError("rope_parameters.low_freq_factor and high_freq_factor are equal")
-    if rope.rope_type in ("yarn", "longrope") and rope.factor is None:
-        # DeepSeek and Phi-3 files leave the factor to the two context lengths.
-        ratio = rope.max_position_embeddings / rope.original_max_position_embeddings
-        return evolve(rope, factor=ratio)
     return rope
 
 
@@ -176,12 +181,15 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int, seq_len: int) -> tu
         Float32 tensor [rotary_dim / 2] on the CPU, and the attention factor.
 
     Raises:
-        ConfigError: longrope factors that are not one for each frequency.
+        ConfigError: the parameters do not fit this head size.
     """
     dim = rope.rotary_dim(head_dim)
+    if dim < 2 or (dim == head_dim and dim % 2):
+        raise ConfigError(f"head_dim {head_dim} leaves {dim} dimensions to rotate in pairs")
     base = rope.rope_theta
     if rope.rope_type == "dynamic":
-        assert rope.factor is not None
+        if dim <= 2:
+            raise ConfigError(f"dynamic RoPE needs more than {dim} rotated dimensions a head")
         length, limit = rope.at_length(seq_len), rope.max_position_embeddings
         growth = rope.factor * length / limit - (rope.factor - 1)
         base *= growth ** (dim / (dim - 2))
@@ -200,7 +208,6 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int, seq_len: int) -> tu
 
 def _llama3(rope: RopeParameters, inv_freq: Tensor) -> Tensor:
     """Long wavelengths are stretched, short ones kept, those between blended."""
-    assert rope.factor and rope.low_freq_factor and rope.high_freq_factor
     turns = rope.original_max_position_embeddings * inv_freq / (2 * math.pi)
     blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
     blend = blend.clamp(0, 1)
@@ -209,7 +216,6 @@ def _llama3(rope: RopeParameters, inv_freq: Tensor) -> Tensor:
 
 def _yarn(rope: RopeParameters, wavelengths: Tensor, dim: int) -> Tensor:
     """Blend of interpolated and original frequencies by how often each turns (section 3.2)."""
-    assert rope.factor is not None
 
     def dimension_of(turns: float) -> float:
         length = rope.original_max_position_embeddings
@@ -227,7 +233,6 @@ def _yarn(rope: RopeParameters, wavelengths: Tensor, dim: int) -> Tensor:
 
 
 def _yarn_attention_factor(rope: RopeParameters) -> float:
-    assert rope.factor is not None
     factor = rope.factor
     if rope.attention_factor is not None:
         return rope.attention_factor
@@ -253,7 +258,6 @@ def _longrope(rope: RopeParameters, wavelengths: Tensor, seq_len: int) -> Tensor
 
 
 def _longrope_attention_factor(rope: RopeParameters) -> float:
-    assert rope.factor is not None
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.factor <= 1:

@@ -1,0 +1,170 @@
+"""Tiny random models on disk, made on the spot: Hugging Face directories and GGUF files.
+
+All of them share one tokenizer: 256 byte tokens, then `SPECIALS`, and a ChatML template. Any text
+round-trips, and every id of the vocabulary means something.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+VOCAB_SIZE = 256 + len(SPECIALS)
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TINY: Mapping[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": None,
+}
+"""Config keys that most decoders share, with sizes at which a test takes milliseconds."""
+
+
+def byte_alphabet() -> list[str]:
+    """The character that stands for each byte in byte-level BPE vocabularies (GPT-2)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = (b for b in range(256) if b not in printable)
+    shifted = {byte: 256 + i for i, byte in enumerate(others)}
+    return [chr(shifted.get(byte, byte)) for byte in range(256)]
+
+
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer whose token N is byte N, followed by `SPECIALS`."""
+    vocab = {character: byte for byte, character in enumerate(byte_alphabet())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
+    return tokenizer
+
+
+def save_tokenizer(directory: Path) -> None:
+    """Write ``tokenizer.json`` and ``tokenizer_config.json``, template included."""
+    directory.mkdir(parents=True, exist_ok=True)
+    byte_tokenizer().save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_bos_token": False,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    text = json.dumps(settings, indent=2)
+    (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> None:
+    """Fill every parameter so that no part of the arithmetic can hide: biases are not zero, norm
+    weights not one, and logits lie well apart."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() == 1 and "norm" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.dim() == 1:
+                parameter.copy_(0.2 * noise)
+            else:
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+
+
+def hf_model(model_class: str, seed: int = 0, **overrides: Any) -> Any:
+    """A tiny random transformers model in float32, ready to infer.
+
+    Args:
+        model_class: name of a class of transformers, ``"LlamaForCausalLM"``.
+        seed: of its weights.
+        overrides: config keys that differ from `TINY`.
+    """
+    import transformers  # takes seconds, and not every user of this module makes a model
+
+    cls = getattr(transformers, model_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = cls.config_class(**{**TINY, **overrides})
+        config._attn_implementation = "eager"
+        model = cls(config).to(torch.float32).eval()
+    randomize(model, seed)
+    return model
+
+
+def save_hf(model: Any, directory: Path, **options: Any) -> Path:
+    """Write a transformers model with the byte tokenizer; the directory."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(directory, **options)
+    save_tokenizer(directory)
+    return directory
+
+
+def tiny_llama(directory: Path, seed: int = 0, **overrides: Any) -> Path:
+    """A directory with a tiny random Llama, as `Runner` takes it; the directory."""
+    return save_hf(hf_model("LlamaForCausalLM", seed, **overrides), directory)
+
+
+def tiny_gguf(path: Path, seed: int = 0, **overrides: Any) -> Path:
+    """The model of `tiny_llama` with the same seed as a GGUF file in F32; the file."""
+    import gguf
+
+    model = hf_model("LlamaForCausalLM", seed, **overrides)
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*byte_alphabet(), *SPECIALS])
+    kinds = gguf.TokenType
+    writer.add_token_types([kinds.NORMAL] * 256 + [kinds.CONTROL] * len(SPECIALS))
+    writer.add_token_merges([])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        kind = name.split(".")[-2]
+        if kind in heads:
+            tensor = _adjacent_pairs(tensor, heads[kind])
+        stem = names.get_name(name.removesuffix(".weight"))
+        writer.add_tensor(f"{stem}.weight", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _adjacent_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Rows of q or k in the order GGUF has for Llama: each rotated pair side by side."""
+    halves = weight.view(num_heads, 2, -1, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape).contiguous()
