@@ -94,10 +94,9 @@ def read(path: Path) -> Container:
         size = path.stat().st_size
         if size < 8:
             raise CheckpointError(f"{path}: {size} bytes are too few for a GGUF file")
-        storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
+        data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
     except (OSError, RuntimeError) as cause:
         raise CheckpointError(f"{path} cannot be opened: {cause}") from cause
-    data = torch.empty(0, dtype=torch.uint8).set_(storage)
     return _Reader(path, data).read()
 
 
@@ -107,7 +106,7 @@ class _Reader:
     def __init__(self, path: Path, data: Tensor) -> None:
         self.path = path
         self.data = data
-        self.buffer = memoryview(data.numpy())
+        self.buffer = data.numpy().data
         self.at = 0
         self.count_format = "<Q"
 

@@ -9,6 +9,7 @@ from tokenizers import processors
 
 from tramontane.errors import CheckpointError, ConfigError
 from tramontane.protocols import EmbeddedTokenizer
+from tramontane.text.generation_config import END_OF_TURN
 from tramontane.text.vocabulary import (
     PieceType,
     byte_level_bpe,
@@ -24,10 +25,9 @@ _P = "tokenizer.ggml."
 SPM, BPE, MERGED, WORD_PIECE = ("llama", "replit", "gemma"), ("gpt2",), ("gemma4",), ("bert",)
 """Values of ``tokenizer.ggml.model`` by kind of vocabulary."""
 
-END_OF_TURN = frozenset({
-    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|endoftext|>",
-    "<|end_of_text|>", "<end_of_turn>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|eot|>", "<|eom|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<eos>",
+ENDS = frozenset({
+    *END_OF_TURN, "<|end|>", "<|endoftext|>", "<turn|>", "<EOT>", "_<EOT>", "[EOT]", "<|eot|>",
+    "<|eom|>", "<｜end▁of▁sentence｜>", "<end_of_utterance>",
 })  # fmt: skip
 """Control tokens that end a turn by their name, for files that name only one of several."""
 
@@ -163,7 +163,7 @@ def _ends(tokens: Sequence[str], types: list[int] | None, ids: _Ids) -> tuple[in
     by_name = {
         token: index
         for index, (token, kind) in enumerate(zip(tokens, types, strict=False))
-        if token in END_OF_TURN and kind in marks
+        if token in ENDS and kind in marks
     }
     if all(token in by_name for token in _HARMONY):
         del by_name["<|end|>"]

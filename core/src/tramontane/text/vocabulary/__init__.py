@@ -12,6 +12,7 @@ from tramontane.text.vocabulary.sentencepiece import (
     merged_bpe,
     read_sentencepiece,
     sentencepiece_bpe,
+    sentencepiece_from_file,
     unigram,
 )
 from tramontane.text.vocabulary.word_piece import word_piece
@@ -27,6 +28,7 @@ __all__ = [
     "read_sentencepiece",
     "register_special",
     "sentencepiece_bpe",
+    "sentencepiece_from_file",
     "unigram",
     "word_piece",
 ]

@@ -81,11 +81,13 @@ _CASED_HEX = (
 
 
 def _ranges(hexadecimal: str) -> str:
-    """``"41-5A B5"`` → the inside of a character class."""
-    parts = (part.partition("-") for part in hexadecimal.split())
-    return "".join(
-        f"\\x{{{first}}}-\\x{{{last}}}" if last else f"\\x{{{first}}}" for first, _, last in parts
-    )
+    """``"41-5A B5"`` → the inside of a character class, ``A-Zµ``."""
+
+    def character(code: str) -> str:
+        text = chr(int(code, 16))
+        return f"\\{text}" if text.isascii() and not text.isalnum() else text
+
+    return "".join("-".join(map(character, part.split("-"))) for part in hexadecimal.split())
 
 
 _DEEPSEEK_LLM = (

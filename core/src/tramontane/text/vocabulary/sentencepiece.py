@@ -304,3 +304,8 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
             f"{path} is a SentencePiece model of kind {kind}; need BPE or Unigram"
         )
     return model
+
+
+def sentencepiece_from_file(path: Path) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.model``. Raises as `read_sentencepiece` does."""
+    return read_sentencepiece(path).build()
