@@ -103,6 +103,10 @@ class Chat:
             self.turns.pop()
             self._note(f"error: {error}")
             return
+        except KeyboardInterrupt:  # before there was a stream to stop
+            self.turns.pop()
+            self._note("stopped")
+            return
         if answer.text:
             self.turns.append({"role": "assistant", "content": answer.text})
         else:
