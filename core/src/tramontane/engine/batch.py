@@ -45,12 +45,14 @@ class BatchWriter:
         self._positions = np.empty(max_tokens, np.int64)
         self._slots = np.empty(max_tokens, np.int64)
         self._query_starts = np.zeros(max_seqs + 1, np.int32)
+        self._counting = np.arange(max_seqs + 1, dtype=np.int32)
         self._context_lens = np.empty(max_seqs, np.int32)
         self._logit_rows = np.empty(max_seqs, np.int64)
         self._tables = np.full((max_seqs, max_blocks), -1, np.int32)
-        self._table = torch.from_numpy(self._tables)
         self._shape: tuple[int, int, int] | None = None
         self._views = self._slices(0, 0, 0)
+        self._table_shape: tuple[int, int, int] | None = None
+        self._table_view = torch.from_numpy(self._tables)
 
     def insert_row(self, row: int, num_rows: int, block_ids: list[int]) -> None:
         """Open ``row`` for a sequence; rows from there on, of ``num_rows``, move down."""
@@ -98,18 +100,23 @@ class BatchWriter:
         """One token a sequence: the step whose cost per token matters most."""
         num_seqs = len(seqs)
         block_size = self._block_size
-        places = [seq.num_computed for seq in seqs]
-        self._token_ids[:num_seqs] = [
-            seq.last_token if seq.num_tokens == place + 1 else seq.tokens(place, place + 1)[0]
-            for seq, place in zip(seqs, places, strict=True)
-        ]
+        tokens: list[int] = []
+        places: list[int] = []
+        slots: list[int] = []
+        rows: list[int] = []
+        for i, seq in enumerate(seqs):
+            place = seq.num_computed
+            places.append(place)
+            slots.append(seq.block_ids[place // block_size] * block_size + place % block_size)
+            if seq.num_tokens == place + 1:
+                tokens.append(seq.last_token)
+                rows.append(i)
+            else:
+                tokens += seq.tokens(place, place + 1)
+        self._token_ids[:num_seqs] = tokens
         self._positions[:num_seqs] = places
-        self._slots[:num_seqs] = [
-            seq.block_ids[place // block_size] * block_size + place % block_size
-            for seq, place in zip(seqs, places, strict=True)
-        ]
-        self._query_starts[: num_seqs + 1] = range(num_seqs + 1)
-        rows = [i for i, seq in enumerate(seqs) if seq.num_tokens == places[i] + 1]
+        self._slots[:num_seqs] = slots
+        self._query_starts[: num_seqs + 1] = self._counting[: num_seqs + 1]
         self._logit_rows[: len(rows)] = rows
         return len(rows)
 
@@ -150,9 +157,12 @@ class BatchWriter:
 
     def _block_tables(self, seqs: list[Sequence]) -> Tensor:
         """[B, max_blocks] of the sequences, a view where their rows lie together."""
-        num_seqs = len(seqs)
-        width = max(len(seq.block_ids) for seq in seqs)
-        first = seqs[0].row
-        if seqs[-1].row - first + 1 != num_seqs:
+        width = max([len(seq.block_ids) for seq in seqs])
+        first, last = seqs[0].row, seqs[-1].row
+        if last - first + 1 != len(seqs):
             return torch.from_numpy(self._tables[[seq.row for seq in seqs], :width])
-        return self._table[first : first + num_seqs, :width]
+        shape = (first, last, width)
+        if shape != self._table_shape:
+            self._table_shape = shape
+            self._table_view = torch.from_numpy(self._tables[first : last + 1, :width])
+        return self._table_view

@@ -57,17 +57,17 @@ def plan_cache(
         MemoryPlanError: the budget does not give ``context_tokens``, or not a single block; the
             message says what it gives.
     """
-    per_seq = sum(spec.bytes_per_seq(dtype) for spec in specs) * max_seqs
-    per_token = sum(spec.bytes_per_token(dtype) for spec in specs)
-    per_block = per_token * block_size
+    budget_bytes = max(0, budget_bytes)
+    state_bytes = sum(spec.bytes_per_seq(dtype) for spec in specs) * max_seqs
+    per_block = sum(spec.bytes_per_token(dtype) for spec in specs) * block_size
     wanted_tokens = max_seq_len * max_seqs if context_tokens is None else context_tokens
     wanted = -(-wanted_tokens // block_size)
-    fitting = wanted if not per_block else max(0, (budget_bytes - per_seq) // per_block)
-    if per_seq > budget_bytes:
+    if state_bytes > budget_bytes:
         raise MemoryPlanError(
-            f"The state of {max_seqs} sequences takes {_gib(per_seq)}, but {_gib(budget_bytes)} "
+            f"The state of {max_seqs} sequences takes {_gib(state_bytes)}, but {_gib(budget_bytes)} "
             "are left for it; load with fewer max_seqs or a smaller quantization."
         )
+    fitting = (budget_bytes - state_bytes) // per_block if per_block else wanted
     if not fitting:
         raise MemoryPlanError(
             f"No KV cache fits: a block of {block_size} tokens takes {_gib(per_block)}, and "
@@ -76,12 +76,12 @@ def plan_cache(
         )
     if context_tokens is not None and fitting < wanted:
         raise MemoryPlanError(
-            f"A KV cache for {context_tokens} tokens takes {_gib(wanted * per_block + per_seq)}, "
+            f"A KV cache for {context_tokens} tokens takes {_gib(wanted * per_block + state_bytes)}, "
             f"but {_gib(budget_bytes)} are left for it; {fitting * block_size} tokens would fit: "
             f"pass pa_ctxt_len={fitting * block_size} or load with a smaller quantization."
         )
     num_blocks = max(1, min(wanted, fitting))
-    return CachePlan(num_blocks, block_size, num_blocks * per_block + per_seq)
+    return CachePlan(num_blocks, block_size, num_blocks * per_block + state_bytes)
 
 
 def _gib(nbytes: int) -> str:
