@@ -145,7 +145,9 @@ def test_every_truncation_and_every_flipped_header_byte_is_survived(tmp_path):
 def test_a_tensor_in_two_shards(tmp_path):
     save_file({"a": torch.ones(2)}, tmp_path / "one.safetensors")
     save_file({"a": torch.ones(2)}, tmp_path / "two.safetensors")
-    with pytest.raises(CheckpointError, match=r"'a' is in one\.safetensors and in two\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"'a' is in one\.safetensors and in two\.safetensors"
+    ):
         SafetensorsFormat().open([tmp_path / "one.safetensors", tmp_path / "two.safetensors"])
 
 

@@ -135,6 +135,7 @@ def load_text(request: LoadRequest) -> LoadedModel:
             chat_template=request.chat_template,
             jinja_explicit=request.jinja_explicit,
             embedded=embedded.chat_template if embedded else None,
+            special_tokens=tokenizer.special_tokens,
         )
         generation_config = read_generation_config(side)
         inventory = survey(checkpoint)

@@ -26,7 +26,7 @@ SIDE_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.tiktoken", "merges.txt"
 SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors")
 TORCH = tuple(f"pytorch_model{tail}" for tail in (".bin", "-*-of-*.bin", "-*-of-*.pt*"))
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @frozen
