@@ -23,7 +23,7 @@ OLDEST_TORCH = (2, 9)
 LOW_MEMORY_BYTES = 2 << 30
 LOW_DISK_BYTES = 5 << 30
 HUB_TIMEOUT_SECS = 3.0
-LIBRARIES = ("numpy", "safetensors", "tokenizers", "huggingface_hub")
+LIBRARIES = ("numpy", "tokenizers", "jinja2", "huggingface_hub")
 ISA_FLAGS = (
     "avx2", "fma", "f16c", "avx512f", "avx512vnni", "avx512bf16", "avxvnni", "amxbf16",
     "amxint8", "neon", "asimddp", "i8mm", "bf16", "sve",
