@@ -50,6 +50,8 @@ def read_tokenizer(directory: Path, tokenizer_json: Path | None = None) -> Token
     """
     config = special_tokens_config(directory)
     add_bos, add_eos = _flag(config, "add_bos_token"), _flag(config, "add_eos_token")
+    if tokenizer_json is not None or (directory / "tokenizer.json").is_file():
+        add_bos = add_eos = None  # the file's post-processor says; the flags are for slow readers
     if tokenizer_json is not None:
         if not tokenizer_json.is_file():
             raise SourceError(f"tokenizer_json: there is no file {tokenizer_json}")
