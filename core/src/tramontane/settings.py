@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZES = (8, 16, 32)
 
+TOKEN_SOURCES = ("cache", "literal", "env", "path", "none")
+
 UNSERVED = {
     "which_draft": "speculative decoding is not in this release: leave out which_draft",
     "num_device_layers": "manual device maps are not in this release: leave out num_device_layers",
@@ -53,6 +55,14 @@ def _block_size(instance: object, attribute: Any, value: int | None) -> None:
         raise ValidationError(f"{attribute.name} must be one of {BLOCK_SIZES}, not {value!r}")
 
 
+def _token_source(instance: object, attribute: Any, value: str) -> None:
+    if value.partition(":")[0] not in TOKEN_SOURCES:
+        raise ValidationError(
+            f"token_source {value!r} is unknown; use cache, none, literal:TOKEN, env:NAME or "
+            f"path:FILE"
+        )
+
+
 @frozen(kw_only=True)
 class RunnerSettings:
     """The constructor arguments of `Runner`, checked.
@@ -64,7 +74,7 @@ class RunnerSettings:
     max_seqs: int = field(default=16, validator=_positive)
     no_kv_cache: bool = False
     prefix_cache_n: int | None = 16
-    token_source: str = "cache"
+    token_source: str = field(default="cache", validator=_token_source)
     speculative_gamma: int = field(default=32, validator=_positive)
     which_draft: Any = None
     chat_template: str | None = None

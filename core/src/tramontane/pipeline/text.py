@@ -14,8 +14,10 @@ from tramontane.api import (
     CompletionResponse,
     ToolChoice,
 )
-from tramontane.engine import Engine, LocalExecutor, OutputQueue
-from tramontane.engine import Sequence as TokenSequence
+from tramontane.engine.engine import Engine
+from tramontane.engine.executor import LocalExecutor
+from tramontane.engine.output import OutputQueue
+from tramontane.engine.sequence import Sequence as TokenSequence
 from tramontane.errors import TemplateError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
@@ -24,7 +26,7 @@ from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
 from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
-from tramontane.text.messages import normalize_messages, require_text
+from tramontane.text.messages import text_messages
 from tramontane.text.reasoning import ReasoningSplitter
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class TextPipeline:
     def __init__(self, model_id: str, loaded: LoadedModel, options: PipelineOptions) -> None:
         self.model_id = model_id
         self._tokenizer = loaded.tokenizer
+        self._vocab_size: int = loaded.config.vocab_size
         self._template = loaded.chat_template
         self._generation_config = loaded.generation_config
         self._facts = {
@@ -75,7 +78,7 @@ class TextPipeline:
             no_kv_cache=options.no_kv_cache,
             block_size=loaded.plan.block_size,
             seed=options.seed,
-            vocab_size=loaded.config.vocab_size,
+            vocab_size=self._vocab_size,
         )
 
     @classmethod
@@ -100,17 +103,17 @@ class TextPipeline:
             raise UnsupportedError(
                 "response_format other than text is not in this release: leave it out"
             )
-        prompt = self._render(request)
+        source, prompt = self._render(request)
         prompt_ids = self._fitted(self._tokenizer.encode(prompt), request)
-        params = SamplingParams.resolve(request, self._generation_config)
-        assert self._template is not None
-        sequences, output = self._sequences(request, prompt_ids, params, request.n_choices)
+        params = self._params(request)
+        sequences, output = self._sequences(
+            request, prompt_ids, params, request.n_choices, on_finish
+        )
         splitters = [
-            ReasoningSplitter.for_prompt(self._template.source, prompt)
-            for _ in range(request.n_choices)
+            ReasoningSplitter.for_prompt(source, prompt) for _ in range(request.n_choices)
         ]
         answer = ChatAnswer(self.model_id, sequences, splitters, logprobs=request.logprobs)
-        return self._submit(sequences, output, answer, on_finish)
+        return self._submit(sequences, output, answer)
 
     def complete(self, request: CompletionRequest, *, on_finish: OnFinish) -> CompletionStream:
         """As `chat`, for a text that is continued as it stands.
@@ -127,8 +130,8 @@ class TextPipeline:
                 f"{request.n_choices}: leave out stream or best_of"
             )
         prompt_ids = self._fitted(self._tokenizer.encode(request.prompt), request)
-        params = SamplingParams.resolve(request, self._generation_config, need_logprobs=choosing)
-        sequences, output = self._sequences(request, prompt_ids, params, num_samples)
+        params = self._params(request, need_logprobs=choosing)
+        sequences, output = self._sequences(request, prompt_ids, params, num_samples, on_finish)
         answer = CompletionAnswer(
             self.model_id,
             sequences,
@@ -137,7 +140,7 @@ class TextPipeline:
             before=request.prompt if request.echo_prompt else "",
             after=request.suffix or "",
         )
-        return self._submit(sequences, output, answer, on_finish)
+        return self._submit(sequences, output, answer)
 
     def tokenize(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``."""
@@ -149,6 +152,11 @@ class TextPipeline:
         Raises:
             ValidationError: an id is not in the vocabulary.
         """
+        unknown = next((t for t in tokens if not 0 <= t < self._vocab_size), None)
+        if unknown is not None:
+            raise ValidationError(
+                f"token id {unknown} does not exist; this model has 0 to {self._vocab_size - 1}"
+            )
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     # The pipeline protocol ----------------------------------------------------------------
@@ -175,23 +183,23 @@ class TextPipeline:
         if request.adapter is not None:
             raise UnsupportedError("adapters are not in this release: leave out adapter")
 
-    def _render(self, request: ChatCompletionRequest) -> str:
+    def _render(self, request: ChatCompletionRequest) -> tuple[str, str]:
+        """The template's source and the prompt it gives."""
         if self._template is None:
             raise TemplateError(
                 f"{self.model_id} has no chat template: pass chat_template=... to the Runner, or "
                 f"use send_completion_request, which needs none"
             )
-        messages = normalize_messages(request.messages)
-        require_text(messages)
         tools = None if request.tool_choice is ToolChoice.NoTools else request.tool_schemas
         effort = request.reasoning_effort
-        return self._template.render(
-            messages,
+        prompt = self._template.render(
+            text_messages(request.messages),
             tools=tools,
             enable_thinking=request.enable_thinking,
             reasoning_effort=None if effort is None else effort.value,
             **(request.chat_template_kwargs or {}),
         )
+        return self._template.source(tools=bool(tools)), prompt
 
     def _fitted(
         self, prompt_ids: list[int], request: ChatCompletionRequest | CompletionRequest
@@ -211,21 +219,35 @@ class TextPipeline:
         answer = min(request.max_tokens or 1, limit - 1)
         return prompt_ids[-(limit - answer) :]
 
+    def _params(
+        self, request: ChatCompletionRequest | CompletionRequest, *, need_logprobs: bool = False
+    ) -> SamplingParams:
+        return SamplingParams.resolve(
+            request,
+            self._generation_config,
+            encode=self._tokenizer.encode,
+            need_logprobs=need_logprobs,
+        )
+
     def _sequences(
         self,
         request: ChatCompletionRequest | CompletionRequest,
         prompt_ids: list[int],
         params: SamplingParams,
         count: int,
+        on_finish: OnFinish,
     ) -> tuple[list[TokenSequence], OutputQueue]:
         """``count`` sequences that write to one queue."""
-        output = OutputQueue(count, stream=request.stream)
-        sequences = [
-            self._engine.sequence(
-                prompt_ids, params, output=output, index=index, ignore_eos=request.ignore_eos
+        sequences: list[TokenSequence] = []
+        output = OutputQueue(
+            count, stream=request.stream, on_end=lambda: on_finish(usage_of(sequences))
+        )
+        for index in range(count):
+            sequences.append(
+                self._engine.sequence(
+                    prompt_ids, params, output=output, index=index, ignore_eos=request.ignore_eos
+                )
             )
-            for index in range(count)
-        ]
         return sequences, output
 
     def _submit(
@@ -233,9 +255,7 @@ class TextPipeline:
         sequences: list[TokenSequence],
         output: OutputQueue,
         answer: Answer[Any, Any],
-        on_finish: OnFinish,
     ) -> GenerationStream[Any, Any]:
-        output.on_end = lambda: on_finish(usage_of(sequences))
         self._engine.submit(sequences)
         engine = self._engine
         return GenerationStream(output, answer, lambda: engine.cancel(sequences))
