@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
 from operator import attrgetter
@@ -17,7 +18,6 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 import attrs
 from cattrs import Converter
-from cattrs.gen import make_dict_structure_fn
 
 from tramontane.errors import ValidationError
 
@@ -148,16 +148,30 @@ def unstructure_fields(obj: Any) -> dict[str, Any]:
 @cache
 def _class_hook(cls: type[Any]) -> Callable[[Any, Any], Any]:
     attrs.resolve_types(cls)
-    build = make_dict_structure_fn(cls, converter)
+    hooks = {f.name: (converter.get_structure_hook(f.type), f.type) for f in attrs.fields(cls)}
     names = field_names(cls)
 
-    def build_strictly(data: Any, _: Any) -> Any:
+    def build(data: Any, _: Any) -> Any:
         if isinstance(data, cls):
             return data
         check_keys(data, names, cls.__qualname__)
-        return build(data, cls)
+        fields = {}
+        for name, value in data.items():
+            hook, annotation = hooks[name]
+            with _named(name):
+                fields[name] = hook(value, annotation)
+        return cls(**fields)
 
-    return build_strictly
+    return build
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Say in an error where in the data it is."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ValidationError(f"{place}: {error}") from error
 
 
 def _is_plain(annotation: Any) -> bool:
@@ -182,7 +196,11 @@ def _list_hook(annotation: Any) -> Callable[[Any, Any], Any]:
     def build(data: Any, _: Any) -> Any:
         if not isinstance(data, (list, tuple)):
             raise ValidationError(f"expected a list of {item.__qualname__}, not {data!r}")
-        return [structure(value, item) for value in data]
+        items = []
+        for index, value in enumerate(data):
+            with _named(str(index)):
+                items.append(structure(value, item))
+        return items
 
     return build
 

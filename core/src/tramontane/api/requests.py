@@ -257,9 +257,9 @@ EmbeddingInput = str | list[str] | list[int] | list[list[int]]
 
 
 def _embedding_input(value: Any) -> Any:
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value
-    items = [value] if not isinstance(value, Sequence) else list(value)
+    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
     if not items or any(isinstance(item, Sequence) and len(item) == 0 for item in items):
         raise ValidationError("input must hold at least one text, each with something in it")
     if all(isinstance(item, str) for item in items):
