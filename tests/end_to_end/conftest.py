@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tramontane import Runner, Which
 from tramontane_testkit.models import tiny_llama
 

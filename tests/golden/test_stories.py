@@ -7,13 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from tramontane import CompletionRequest, CompletionResponse, Runner, Which
 from tramontane_testkit.data import data_path
 
-STORY = "<|start_story|>Once upon a time, "
+BEGIN = "<|start_story|>"
+STORY = f"{BEGIN}Once upon a time, "
 STORY_IDS = [1, 147, 201, 282, 215]
 FIRST_IDS = [286, 598, 1662, 356, 499, 826, 1363, 1145, 1652, 615]
-STRANGERS = ["<|start_story|>Tom had a red ball.", "<|start_story|>", STORY + "in a big house, a cat"]
+STRANGERS = [f"{BEGIN}Tom had a red ball.", BEGIN, f"{STORY}in a big house, a cat"]
 
 
 def greedy(runner: Runner, prompt: str, max_tokens: int) -> str:

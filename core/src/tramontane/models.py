@@ -168,7 +168,9 @@ class ModelTable:
         model = self.find(model_id)
         with self.changed:
             if model.pipeline is None:
-                raise ValidationError(f"model {model.model_id!r} is {model.status}; reload it first")
+                raise ValidationError(
+                    f"model {model.model_id!r} is {model.status}; reload it first"
+                )
             return model.pipeline
 
     # States -------------------------------------------------------------------------------

@@ -174,26 +174,36 @@ class Runner:
             RequestError: the request cannot be served; the message says why.
             EngineError: the engine gave up on it.
         """
-        return self._generate("chat", structure(request, ChatCompletionRequest), model_id)
+        chat = structure(request, ChatCompletionRequest)
+        answer: ChatCompletionResponse | Iterator[ChatCompletionChunkResponse]
+        answer = self._generate("chat", chat, model_id)
+        return answer
 
     def send_completion_request(
         self, request: CompletionRequest | Mapping[str, Any], model_id: str | None = None
     ) -> CompletionResponse | Iterator[CompletionChunkResponse]:
         """Continue a text. Streams, raises and cancels as `send_chat_completion_request` does."""
-        return self._generate("complete", structure(request, CompletionRequest), model_id)
+        completion = structure(request, CompletionRequest)
+        answer: CompletionResponse | Iterator[CompletionChunkResponse]
+        answer = self._generate("complete", completion, model_id)
+        return answer
 
     async def send_chat_completion_request_async(
         self, request: ChatCompletionRequest | Mapping[str, Any], model_id: str | None = None
     ) -> ChatCompletionResponse | AsyncIterator[ChatCompletionChunkResponse]:
         """`send_chat_completion_request` for asyncio; with ``stream=True``, ``async for`` over
         what it returns. Cancelling the task cancels the request."""
-        return await self._generate_async("chat", structure(request, ChatCompletionRequest), model_id)
+        return await self._generate_async(
+            "chat", structure(request, ChatCompletionRequest), model_id
+        )
 
     async def send_completion_request_async(
         self, request: CompletionRequest | Mapping[str, Any], model_id: str | None = None
     ) -> CompletionResponse | AsyncIterator[CompletionChunkResponse]:
         """`send_completion_request` for asyncio."""
-        return await self._generate_async("complete", structure(request, CompletionRequest), model_id)
+        return await self._generate_async(
+            "complete", structure(request, CompletionRequest), model_id
+        )
 
     def send_embedding_request(
         self, request: EmbeddingRequest | Mapping[str, Any], model_id: str | None = None

@@ -219,7 +219,9 @@ class PluginManager:
         known = sorted(name for name in vars(hookspecs) if name.startswith(f"{GROUP}_"))
         callers = self._pluggy.get_hookcallers(plugin) or []
         implemented = {caller.name for caller in callers}
-        named = {n for n in dir(plugin) if n.startswith(f"{GROUP}_") and callable(getattr(plugin, n))}
+        named = {
+            n for n in dir(plugin) if n.startswith(f"{GROUP}_") and callable(getattr(plugin, n))
+        }
         for name in sorted(named | implemented):
             near = get_close_matches(name, known, n=1)
             if name not in known:

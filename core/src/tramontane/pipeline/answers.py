@@ -84,7 +84,9 @@ def response_logprob(entry: TokenLogprob) -> ResponseLogprob:
     )
 
 
-def _by_token(text: str, entries: list[TokenLogprob]) -> Iterator[tuple[str, ResponseLogprob | None]]:
+def _by_token(
+    text: str, entries: list[TokenLogprob]
+) -> Iterator[tuple[str, ResponseLogprob | None]]:
     """``text`` in pieces, each with its log probability where those were asked for: a chunk has
     room for one."""
     if not entries:

@@ -11,14 +11,13 @@ from tramontane.engine.output import Delta, OutputQueue
 
 Chunk = TypeVar("Chunk")
 Response = TypeVar("Response")
-Chunk_co = TypeVar("Chunk_co", covariant=True)
 Response_co = TypeVar("Response_co", covariant=True)
 
 
-class Answer(Protocol[Chunk_co, Response_co]):
+class Answer(Protocol[Chunk, Response_co]):
     """Turns deltas of the engine into what the caller receives."""
 
-    def chunks(self, delta: Delta) -> list[Chunk_co]:
+    def chunks(self, delta: Delta) -> list[Chunk]:
         """What ``delta`` adds, as chunks; maybe none yet."""
         ...
 

@@ -109,9 +109,7 @@ class TextPipeline:
         sequences, output = self._sequences(
             request, prompt_ids, params, request.n_choices, on_finish
         )
-        splitters = [
-            ReasoningSplitter.for_prompt(source, prompt) for _ in range(request.n_choices)
-        ]
+        splitters = [ReasoningSplitter.for_prompt(source, prompt) for _ in range(request.n_choices)]
         answer = ChatAnswer(self.model_id, sequences, splitters, logprobs=request.logprobs)
         return self._submit(sequences, output, answer)
 
