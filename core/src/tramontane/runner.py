@@ -175,8 +175,9 @@ class Runner:
             EngineError: the engine gave up on it.
         """
         chat = structure(request, ChatCompletionRequest)
-        answer: ChatCompletionResponse | Iterator[ChatCompletionChunkResponse]
-        answer = self._generate("chat", chat, model_id)
+        answer: ChatCompletionResponse | Iterator[ChatCompletionChunkResponse] = self._generate(
+            "chat", chat, model_id
+        )
         return answer
 
     def send_completion_request(
@@ -184,8 +185,9 @@ class Runner:
     ) -> CompletionResponse | Iterator[CompletionChunkResponse]:
         """Continue a text. Streams, raises and cancels as `send_chat_completion_request` does."""
         completion = structure(request, CompletionRequest)
-        answer: CompletionResponse | Iterator[CompletionChunkResponse]
-        answer = self._generate("complete", completion, model_id)
+        answer: CompletionResponse | Iterator[CompletionChunkResponse] = self._generate(
+            "complete", completion, model_id
+        )
         return answer
 
     async def send_chat_completion_request_async(
@@ -193,17 +195,19 @@ class Runner:
     ) -> ChatCompletionResponse | AsyncIterator[ChatCompletionChunkResponse]:
         """`send_chat_completion_request` for asyncio; with ``stream=True``, ``async for`` over
         what it returns. Cancelling the task cancels the request."""
-        return await self._generate_async(
-            "chat", structure(request, ChatCompletionRequest), model_id
-        )
+        chat = structure(request, ChatCompletionRequest)
+        answer: ChatCompletionResponse | AsyncIterator[ChatCompletionChunkResponse]
+        answer = await self._generate_async("chat", chat, model_id)
+        return answer
 
     async def send_completion_request_async(
         self, request: CompletionRequest | Mapping[str, Any], model_id: str | None = None
     ) -> CompletionResponse | AsyncIterator[CompletionChunkResponse]:
         """`send_completion_request` for asyncio."""
-        return await self._generate_async(
-            "complete", structure(request, CompletionRequest), model_id
-        )
+        completion = structure(request, CompletionRequest)
+        answer: CompletionResponse | AsyncIterator[CompletionChunkResponse]
+        answer = await self._generate_async("complete", completion, model_id)
+        return answer
 
     def send_embedding_request(
         self, request: EmbeddingRequest | Mapping[str, Any], model_id: str | None = None
