@@ -204,7 +204,7 @@ class CompletionRequest(Record):
     Attributes:
         prompt: the text.
         model: as in `ChatCompletionRequest`, like every field not told here.
-        best_of: answers sampled for each one returned.
+        best_of: answers sampled, of which the ``n_choices`` likeliest are returned.
         echo_prompt: put the prompt before the answer.
         suffix: text put after the answer.
     """
