@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tramontane.errors import CheckpointError
-from tramontane.text.vocabulary.pieces import numbered, piece_types, register_special
+from tramontane.text.vocabulary.pieces import (
+    PieceType,
+    numbered,
+    piece_types,
+    register_special,
+)
 from tramontane.text.vocabulary.pre_tokenizers import PreTokenizer
 
 
@@ -26,6 +31,22 @@ def split_merges(merges: Sequence[str], ids: dict[str, int]) -> list[tuple[str, 
             raise CheckpointError(f"the merge {line!r} does not join pieces of the vocabulary")
         pairs.append((left, right))
     return pairs
+
+
+_NEVER_UTF8 = frozenset(map(chr, (0xC0, 0xC1, *range(0xF5, 0x100))))
+"""Characters that stand for bytes which occur in no text."""
+
+
+def _decoder(tokens: Sequence[str], kinds: Sequence[PieceType]) -> decoders.Decoder:
+    """Alphabet to bytes. DeepSeek has user-defined tokens ``ü``, ``ö`` and so on, which are text
+    but look like a byte; they are spelt out first."""
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    steps: list[decoders.Decoder] = [
+        decoders.Replace(token, spell.pre_tokenize_str(token)[0][0])
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind is PieceType.USER_DEFINED and token in _NEVER_UTF8
+    ]
+    return decoders.Sequence([*steps, decoders.ByteLevel()]) if steps else decoders.ByteLevel()
 
 
 def byte_level_bpe(
@@ -56,6 +77,6 @@ def byte_level_bpe(
     if (normalizer := pre.normalizer()) is not None:
         tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre.build()
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.decoder = _decoder(tokens, kinds)
     register_special(tokenizer, tokens, kinds, special=special)
     return tokenizer
