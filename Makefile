@@ -15,10 +15,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 P      ?=
 ARGS   ?=
+# Test processes. Each runs torch on one thread: tiny models gain nothing from more.
+WORKERS ?= 2
 
 PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproject.toml \
 	plugins/*/pyproject.toml quant_plugins/*/pyproject.toml mcp/*/pyproject.toml \
 	tests/testkit/pyproject.toml)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: install demo test test-all check docs bench clean
@@ -42,10 +45,10 @@ demo: $(STAMP)
 	@echo 'To talk on: $(BIN)/tramontane run'
 
 test: $(STAMP)
-	$(BIN)/pytest -m "not slow and not peer and not gpu" $(ARGS) $(P)
+	$(PYTEST) -m "not slow and not peer and not gpu" $(ARGS) $(P)
 
 test-all: $(STAMP)
-	$(BIN)/pytest $(ARGS) $(P)
+	$(PYTEST) $(ARGS) $(P)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -54,7 +57,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 docs: $(STAMP)
-	$(BIN)/pytest docs README.md CONTRIBUTING.md $(ARGS)
+	$(PYTEST) -n 0 docs README.md CONTRIBUTING.md $(ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py $(ARGS)
