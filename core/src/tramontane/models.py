@@ -6,12 +6,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attrs import define
 
 from tramontane.errors import EngineClosedError, ModelNotFoundError, ValidationError
-from tramontane.protocols.pipeline import Pipeline
+
+if TYPE_CHECKING:  # protocols import torch, which only loading a model needs
+    from tramontane.protocols.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
