@@ -64,8 +64,9 @@ def plan_cache(
     wanted = -(-wanted_tokens // block_size)
     if state_bytes > budget_bytes:
         raise MemoryPlanError(
-            f"The state of {max_seqs} sequences takes {_gib(state_bytes)}, but {_gib(budget_bytes)} "
-            "are left for it; load with fewer max_seqs or a smaller quantization."
+            f"The state of {max_seqs} sequences takes {_gib(state_bytes)}, but "
+            f"{_gib(budget_bytes)} are left for it; load with fewer max_seqs or a smaller "
+            "quantization."
         )
     fitting = (budget_bytes - state_bytes) // per_block if per_block else wanted
     if not fitting:
@@ -75,9 +76,10 @@ def plan_cache(
             "or free memory held by other programs."
         )
     if context_tokens is not None and fitting < wanted:
+        wanted_bytes = wanted * per_block + state_bytes
         raise MemoryPlanError(
-            f"A KV cache for {context_tokens} tokens takes {_gib(wanted * per_block + state_bytes)}, "
-            f"but {_gib(budget_bytes)} are left for it; {fitting * block_size} tokens would fit: "
+            f"A KV cache for {context_tokens} tokens takes {_gib(wanted_bytes)}, but "
+            f"{_gib(budget_bytes)} are left for it; {fitting * block_size} tokens would fit: "
             f"pass pa_ctxt_len={fitting * block_size} or load with a smaller quantization."
         )
     num_blocks = max(1, min(wanted, fitting))
