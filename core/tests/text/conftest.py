@@ -39,6 +39,14 @@ def byte_level() -> Tokenizer:
     return Tokenizer(backend, bos_token="<s>", eos_token="</s>")
 
 
+def byte_level_respelt() -> Tokenizer:
+    """The same with a token that looks like a byte but is text, as DeepSeek has some."""
+    backend = tokenizers.Tokenizer.from_str(byte_level().backend.to_str())
+    backend.add_tokens([AddedToken("ü", normalized=False)])
+    backend.decoder = decoders.Sequence([decoders.Replace("ü", "Ã¼"), decoders.ByteLevel()])
+    return Tokenizer(backend)
+
+
 def byte_fallback(*, strip: int = 1) -> Tokenizer:
     """SentencePiece pieces with a token for every byte."""
     pieces = ["▁", "a", "b", "é", "你", "▁a", "▁▁", "ab", "▁the", "!", "<", "0", "x"]
@@ -101,6 +109,7 @@ def undecoded() -> Tokenizer:
 
 KINDS = {
     "byte_level": byte_level(),
+    "byte_level_respelt": byte_level_respelt(),
     "byte_fallback": byte_fallback(),
     "byte_fallback_unstripped": byte_fallback(strip=0),
     "byte_fallback_strip_3": byte_fallback(strip=3),

@@ -114,18 +114,18 @@ def test_special_tokens_on_request(byte_level_tokenizer: Tokenizer) -> None:
 def test_time_grows_with_the_number_of_tokens(
     byte_fallback_tokenizer: Tokenizer, token: str
 ) -> None:
-    """Forty times the tokens may take forty times the time, with ample allowance; quadratic cost
-    would take sixteen hundred."""
+    """Twenty times the tokens may take twenty times the time, with ample allowance; quadratic
+    cost would take four hundred."""
     token_id = byte_fallback_tokenizer.token_to_id(token)
 
     def seconds(count: int) -> float:
         best = float("inf")
         for _ in range(3):
             detokenizer = Detokenizer(byte_fallback_tokenizer)
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(count):
                 detokenizer.push(token_id)
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
-    assert seconds(80_000) < 300 * seconds(2_000)
+    assert seconds(20_000) < 100 * seconds(1_000)

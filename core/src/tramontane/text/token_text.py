@@ -22,6 +22,8 @@ import tokenizers
 from attrs import field, frozen
 
 REPLACEMENT = "\ufffd"
+Replacements = tuple[tuple[str, str], ...]
+"""``(old, new)`` in order."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 
 
@@ -59,12 +61,12 @@ def token_text_of(tokenizer: tokenizers.Tokenizer) -> TokenText:
     if decoder is None:
         return JoinedText(" ".join)
     steps = _flatten(json.loads(decoder.__getstate__()))
-    kinds = [step["type"] for step in steps]
-    if kinds == ["ByteLevel"]:
-        return ByteLevelText()
-    if kinds == ["Metaspace"]:
+    if len(steps) == 1 and steps[0]["type"] == "Metaspace":
         return MetaspaceText(steps[0]["replacement"], steps[0]["prepend_scheme"] != "never")
-    return _pieces(steps) or JoinedText(decoder.decode)
+    replacements, rest = _leading_replacements(steps)
+    if [step["type"] for step in rest] == ["ByteLevel"]:
+        return ByteLevelText(replacements)
+    return _pieces(replacements, rest) or JoinedText(decoder.decode)
 
 
 def _flatten(step: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,13 +75,24 @@ def _flatten(step: dict[str, Any]) -> list[dict[str, Any]]:
     return [inner for decoder in step["decoders"] for inner in _flatten(decoder)]
 
 
-def _pieces(steps: list[dict[str, Any]]) -> PieceText | None:
-    """``Replace* ByteFallback? (Fuse Strip?)?``, or None if the steps are others."""
+def _leading_replacements(
+    steps: list[dict[str, Any]],
+) -> tuple[Replacements, list[dict[str, Any]]]:
+    """Replacements of plain text that each token undergoes first, and the other steps."""
+    count = 0
+    while (
+        count < len(steps)
+        and steps[count]["type"] == "Replace"
+        and "String" in steps[count]["pattern"]
+    ):
+        count += 1
+    pairs = tuple((step["pattern"]["String"], step["content"]) for step in steps[:count])
+    return pairs, steps[count:]
+
+
+def _pieces(replacements: Replacements, steps: list[dict[str, Any]]) -> PieceText | None:
+    """``ByteFallback? (Fuse Strip?)?``, or None if the steps are others."""
     rest = list(steps)
-    replacements: list[tuple[str, str]] = []
-    while rest and rest[0]["type"] == "Replace" and "String" in rest[0]["pattern"]:
-        step = rest.pop(0)
-        replacements.append((step["pattern"]["String"], step["content"]))
     byte_fallback = bool(rest) and rest[0]["type"] == "ByteFallback"
     del rest[:byte_fallback]
     fuse = bool(rest) and rest[0]["type"] == "Fuse"
@@ -88,9 +101,15 @@ def _pieces(steps: list[dict[str, Any]]) -> PieceText | None:
     if fuse and rest and rest[0]["type"] == "Strip" and rest[0]["stop"] == 0:
         step = rest.pop(0)
         strip, content = step["start"], step["content"]
-    if rest or not steps:
+    if rest:
         return None
-    return PieceText(tuple(replacements), byte_fallback, strip, content)
+    return PieceText(replacements, byte_fallback, strip, content)
+
+
+def _replaced(token: str, replacements: Replacements) -> str:
+    for old, new in replacements:
+        token = token.replace(old, new)
+    return token
 
 
 # -- byte level --------------------------------------------------------------------------------
@@ -109,13 +128,17 @@ def _byte_alphabet() -> dict[str, int]:
 BYTE_ALPHABET = _byte_alphabet()
 
 
+@frozen
 class ByteLevelText:
-    """Tokens spelled in GPT-2's byte alphabet."""
+    """Tokens spelled in GPT-2's byte alphabet, once ``replacements`` are made."""
+
+    replacements: Replacements = ()
 
     def stream(self) -> ByteLevelStream:
         return ByteLevelStream(self.token_bytes)
 
     def token_bytes(self, token: str) -> bytes:
+        token = _replaced(token, self.replacements)
         try:
             return bytes([BYTE_ALPHABET[char] for char in token])
         except KeyError:  # an added token, written as plain text
@@ -160,7 +183,7 @@ class PieceText:
         strip_char: one character.
     """
 
-    replacements: tuple[tuple[str, str], ...] = ()
+    replacements: Replacements = ()
     byte_fallback: bool = False
     strip: int = 0
     strip_char: str = field(default=" ")
@@ -181,9 +204,7 @@ class PieceText:
 
     def replaced(self, token: str) -> str:
         """Text of a token that is no byte."""
-        for old, new in self.replacements:
-            token = token.replace(old, new)
-        return token
+        return _replaced(token, self.replacements)
 
 
 class PieceStream:
