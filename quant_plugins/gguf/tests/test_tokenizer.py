@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,7 @@ from tramontane_gguf.checkpoint import GgufFormat
 from tramontane_gguf.metadata import Metadata
 from tramontane_gguf.tokenizer import embedded_tokenizer
 
-REPOSITORY = Path(__file__).parents[3]
-
-
-def data(*parts: str) -> Path:
-    """A folder or file of the shared test data; skips where there is none."""
-    root = os.environ.get("TRAMONTANE_TEST_DATA")
-    folder = Path(root) if root else REPOSITORY.parent / "shared" / "data"
-    path = folder.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"no test data at {path}; set TRAMONTANE_TEST_DATA")
-    return path
-
+Finder = Callable[..., Path]
 
 VOCABULARIES = (
     "bert-bge", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-spm", "phi-3",
@@ -34,7 +23,7 @@ VOCABULARIES = (
 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
-def test_ggml_vectors(name: str) -> None:
+def test_ggml_vectors(name: str, data: Finder) -> None:
     path = data("tokenizers", "ggml-vocab", f"ggml-vocab-{name}.gguf")
     embedded = GgufFormat().open([path]).tokenizer()
     assert embedded is not None
@@ -48,13 +37,13 @@ def test_ggml_vectors(name: str) -> None:
             assert embedded.tokenizer.decode(ids) == text
 
 
-def test_all_vectors_with_a_vocabulary_are_listed() -> None:
+def test_all_vectors_with_a_vocabulary_are_listed(data: Finder) -> None:
     folder = data("tokenizers", "ggml-vocab")
     there = {p.stem.removeprefix("ggml-vocab-") for p in folder.glob("*.gguf")}
     assert there == set(VOCABULARIES)
 
 
-def test_phi3_swallows_space_after_its_marks() -> None:
+def test_phi3_swallows_space_after_its_marks(data: Finder) -> None:
     path = data("tokenizers", "ggml-vocab", "ggml-vocab-phi-3.gguf")
     embedded = GgufFormat().open([path]).tokenizer()
     assert embedded is not None
@@ -190,13 +179,13 @@ def test_scores_are_required_by_sentencepiece() -> None:
         built(keys)
 
 
-def test_a_file_may_carry_none() -> None:
+def test_a_file_may_carry_none(data: Finder) -> None:
     assert embedded_tokenizer(Metadata(Path("m.gguf"), {})) is None
     none = {"tokenizer.ggml.model": "none"}
     assert embedded_tokenizer(Metadata(Path("m.gguf"), none)) is None
 
 
-def test_stories260k_tells_its_story_in_transformers() -> None:
+def test_stories260k_tells_its_story_in_transformers(data: Finder) -> None:
     """Weights, configuration and tokenizer together: the reference model, given all three, would
     have written the text that ships with the file, token for token."""
     transformers = pytest.importorskip("transformers")
