@@ -65,9 +65,7 @@ class ArchitectureContract:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def pair(
-        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-    ) -> Pair:
+    def pair(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
         """The case's models; made once, then run by every test."""
         keys = {**cls.base, **cls.cases[request.param]}
         reference = hf_model(cls.model_class, **keys)

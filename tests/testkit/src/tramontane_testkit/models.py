@@ -1,7 +1,7 @@
 """Tiny random models on disk, made on the spot: Hugging Face directories and GGUF files.
 
-All of them share one tokenizer: 256 byte tokens, then `SPECIALS`, and a ChatML template. Any text
-round-trips, and every id of the vocabulary means something.
+All of them share one tokenizer, 256 byte tokens, `MERGED` and `SPECIALS`, and a ChatML template.
+Any text round-trips, a token for each byte, and every id of the vocabulary means something.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+MERGED = "ÿÿ"
+"""The one merge: bytes that no UTF-8 text has. GGUF files cannot be without merges."""
 SPECIALS = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
-VOCAB_SIZE = 256 + len(SPECIALS)
+BOS, EOS, IM_START, IM_END = range(257, 257 + len(SPECIALS))
+VOCAB_SIZE = 257 + len(SPECIALS)
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -31,8 +34,8 @@ TINY: Mapping[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
     "pad_token_id": None,
 }
 """Config keys that most decoders share, with sizes at which a test takes milliseconds."""
@@ -47,9 +50,9 @@ def byte_alphabet() -> list[str]:
 
 
 def byte_tokenizer() -> Tokenizer:
-    """A tokenizer whose token N is byte N, followed by `SPECIALS`."""
-    vocab = {character: byte for byte, character in enumerate(byte_alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    """A tokenizer whose token N is byte N, followed by `MERGED` and `SPECIALS`."""
+    vocab = {token: token_id for token_id, token in enumerate((*byte_alphabet(), MERGED))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[(MERGED[0], MERGED[1])]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
@@ -139,12 +142,12 @@ def tiny_gguf(path: Path, seed: int = 0, **overrides: Any) -> Path:
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*byte_alphabet(), *SPECIALS])
+    writer.add_token_list([*byte_alphabet(), MERGED, *SPECIALS])
     kinds = gguf.TokenType
-    writer.add_token_types([kinds.NORMAL] * 256 + [kinds.CONTROL] * len(SPECIALS))
-    writer.add_token_merges([])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
+    writer.add_token_types([kinds.NORMAL] * 257 + [kinds.CONTROL] * len(SPECIALS))
+    writer.add_token_merges([" ".join(MERGED)])
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
     writer.add_add_bos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
