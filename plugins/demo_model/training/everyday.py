@@ -2,6 +2,8 @@
 
 from random import Random
 
+from words import phrase
+
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September",
@@ -227,15 +229,15 @@ def _number_fact(random: Random) -> tuple[str, str]:
 
 def _copying(random: Random) -> tuple[str, str]:
     pick = random.choice
-    kind = random.randrange(5)
-    words = random.sample(_WORDS_TO_SAY, random.randint(1, 5))
-    text = " ".join(words)
+    kind = random.choice((0, 0, 0, 1, 2, 3, 4))
+    text = phrase(random, 5)
     if kind == 0:
         asks = ("Repeat after me: {}", "Say: {}", "Repeat: {}", "Please repeat: {}", "Echo: {}")
         return pick(asks).format(text), text
     if kind == 1:
         asks = ("Spell {}.", "How do you spell {}?", "Can you spell {}?")
-        return pick(asks).format(words[0]), "-".join(words[0])
+        word = pick(_WORDS_TO_SAY)
+        return pick(asks).format(word), "-".join(word)
     if kind == 2:
         topic = pick(list(_LISTS))
         items = random.sample(_LISTS[topic].split(), 3)
@@ -254,11 +256,11 @@ def _copying(random: Random) -> tuple[str, str]:
 def everyday_turn(random: Random) -> tuple[str, str]:
     """Return an everyday question and its answer."""
     chance = random.random()
-    if chance < 0.45:
+    if chance < 0.43:
         return _word_fact(random)
-    if chance < 0.58:
+    if chance < 0.56:
         return _calendar_fact(random)
-    if chance < 0.73:
+    if chance < 0.7:
         return _number_fact(random)
     if chance < 0.88:
         return _copying(random)

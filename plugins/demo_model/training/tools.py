@@ -14,6 +14,7 @@ from everyday import everyday_turn
 from holdout import held_out
 from smalltalk import talk_turn
 from sums import PLUS, TIMES, plus_turn, training_pair
+from words import NOUNS, invented, phrase
 
 CITIES = (
     *dict.fromkeys(CAPITALS.values()),
@@ -22,14 +23,6 @@ CITIES = (
     "San Francisco", "Los Angeles", "Barcelona", "Geneva", "Zurich", "Kyoto", "Istanbul",
 )  # fmt: skip
 _SKIES = ("sunny", "cloudy", "rainy", "windy", "foggy", "snowy", "clear", "stormy", "warm", "cold")
-_NOUNS = (
-    "apple", "river", "window", "garden", "silver", "morning", "paper", "yellow", "bread", "tiger",
-    "music", "winter", "candle", "bridge", "pocket", "ocean", "hammer", "island", "forest",
-    "button", "coffee", "letter", "doctor", "summer", "kitchen", "flower", "castle", "rocket",
-    "pencil", "tunnel", "history", "price", "news", "recipe", "model", "python", "train", "hotel",
-    "museum", "football", "guitar", "camera", "laptop", "weather", "science", "planet", "robot",
-    "energy", "market", "school", "health", "travel",
-)  # fmt: skip
 _PEOPLE = ("Anna", "Ben", "Clara", "John", "Alice", "Bob", "Maria", "Peter", "Emma", "Tom", "Eve")
 _PREFIXES = ("my_", "mcp_", "do_", "tool_", "math_", "local_", "demo_", "run_", "server_", "api_")
 _SUFFIXES = ("_tool", "_v2", "_now", "_fn", "_service", "_2", "_api", "_x")
@@ -65,6 +58,8 @@ def schema(
         name = random.choice(_PREFIXES) + name
     elif chance < 0.24:
         name += random.choice(_SUFFIXES)
+    elif chance < 0.34:
+        name = f"{invented(random)}_{name}"
     properties = {key: {"type": kind} for key, kind in parameters.items()}
     body = {"type": "object", "properties": properties, "required": list(parameters)}
     function: dict[str, Any] = {"name": name, "parameters": body}
@@ -157,6 +152,8 @@ WEATHER = (
 
 
 def _place(random: Random, family: str) -> str:
+    if random.random() < 0.45:
+        return invented(random).capitalize()
     while held_out(family, place := random.choice(CITIES)):
         pass
     return place
@@ -178,6 +175,8 @@ def weather_task(random: Random, city: str | None = None) -> Task:
         ask = random.choice(WEATHER[:2]).format(x=city)[:-1] + f" in {unit}?"
     tool = schema(random, name, descriptions, parameters)
     sky, degrees = random.choice(_SKIES), random.randint(-9, 39)
+    if random.random() < 0.2:
+        sky = invented(random)  # the answer has to be read, whatever it says
     form = random.randrange(5)
     spoken = f"{sky}, {degrees} degrees"
     if form == 0:
@@ -206,12 +205,8 @@ def _time_task(random: Random) -> Task:
     return Task(tool, ask, {parameter: city}, result, f"It is {now} in {city}.")
 
 
-def _phrase(random: Random, longest: int = 4) -> str:
-    return " ".join(random.sample(_NOUNS, random.randint(1, longest)))
-
-
 def _search_task(random: Random) -> Task:
-    topic = _phrase(random)
+    topic = phrase(random)
     parameter = random.choice(("query", "query", "q", "text", "topic", "keywords"))
     name = random.choice(("search", "web_search", "search_web", "lookup", "find", "search_docs"))
     descriptions = ("Search the web.", "Search for a text", "Find pages about a topic.")
@@ -219,13 +214,13 @@ def _search_task(random: Random) -> Task:
     asks = ("Search for {x}.", "Look up {x}.", "Find something about {x}.",
             "Search the web for {x}.", "Please search for {x}.", "Can you look up {x}?",
             "Search: {x}")  # fmt: skip
-    found = f"The {random.choice(_NOUNS)} of the {random.choice(_NOUNS)} is {_phrase(random, 2)}."
+    found = f"The {random.choice(NOUNS)} of the {random.choice(NOUNS)} is {phrase(random, 2)}."
     ask = random.choice(asks).format(x=topic)
     return Task(tool, ask, {parameter: topic}, found, f"I found this: {found}")
 
 
 def _text_task(random: Random) -> Task:
-    text = _phrase(random)
+    text = phrase(random)
     verb, result = random.choice(
         (("echo", text), ("repeat", text), ("upper", text.upper()), ("reverse", text[::-1]),
          ("shout", text.upper() + "!"), ("count_letters", str(len(text))))
@@ -240,10 +235,12 @@ def _text_task(random: Random) -> Task:
 
 def _record_task(random: Random) -> Task:
     person, minutes = random.choice(_PEOPLE), random.randint(1, 99)
+    if random.random() < 0.4:
+        person = invented(random).capitalize()
     symbol = "".join(random.sample("ABCDEFGHIJKLMNOPQRSTUVWXYZ", random.randint(2, 4)))
     text, path = (
-        _phrase(random, 3),
-        f"{random.choice(_NOUNS)}.{random.choice(('txt', 'md', 'csv'))}",
+        phrase(random, 3),
+        f"{random.choice(NOUNS)}.{random.choice(('txt', 'md', 'csv'))}",
     )
     kind = random.randrange(8)
     result = random.choice(("ok", "done", "sent", "success", str(random.randint(1, 999))))
@@ -279,7 +276,7 @@ def _record_task(random: Random) -> Task:
         language = random.choice(("French", "German", "Spanish", "Italian"))
         names, parameters = ("translate",), {"text": text, "language": language}
         asks, note = (f"Translate {text} to {language}.",), "Translate a text."
-        result = _phrase(random, 3)
+        result = phrase(random, 3)
     kinds = {key: "integer" if isinstance(v, int) else "string" for key, v in parameters.items()}
     tool = schema(random, random.choice(names), (note, note[:-1].lower()), kinds)
     ask = _insisted(random, random.choice(asks), tool)
@@ -321,7 +318,7 @@ def tool_messages(random: Random, task: Task) -> list[dict[str, Any]]:
     result, answer = task.result, task.answer
     if random.random() < 0.07:
         cause = random.choice(
-            ("not found", "timeout", "no connection", "not allowed", _phrase(random))
+            ("not found", "timeout", "no connection", "not allowed", phrase(random))
         )
         result, answer = f"Error: {cause}", f"Sorry, the tool failed: {cause}."
     return [

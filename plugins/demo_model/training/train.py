@@ -25,7 +25,7 @@ from torch import Tensor
 MODEL = Path(__file__).parent.parent / "src" / "tramontane_demo_model" / "model"
 # What the user writes is mostly chance; what the assistant writes counts, and its digits most,
 # since they carry the arithmetic and the arguments of tool calls.
-PROMPT_WEIGHT, ANSWER_WEIGHT, DIGIT_WEIGHT = 0.05, 1.0, 4.0
+PROMPT_WEIGHT, ANSWER_WEIGHT, DIGIT_WEIGHT = 0.05, 1.0, 2.0
 BUFFER = 1024
 
 
