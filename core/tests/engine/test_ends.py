@@ -431,6 +431,22 @@ class TestFailure:
         toy.read(seq)
         assert seq.output_ids == toy.answer("abc", 8)[0]
 
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_of_the_thread_closes_the_engine(self, toy, monkeypatch):
+        engine = toy.engine()
+
+        def fail():
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(engine._scheduler, "schedule", fail)
+        engine.submit([seq := toy.seq(engine, "abc", 8)])
+        assert isinstance(toy.read(seq)[1].error, EngineClosedError)
+        engine._thread.join(5)
+        assert engine._executor.closed
+        with pytest.raises(EngineClosedError):
+            engine.submit([toy.seq(engine, "abc", 8)])
+        engine.close()
+
 
 class TestReaders:
     def test_one_that_stops_reading_blocks_nobody(self, toy, engines):

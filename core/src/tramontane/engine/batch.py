@@ -94,6 +94,7 @@ class BatchWriter:
             block_tables=self._block_tables(seqs),
             query_lens=query_lens,
             kv_lens=kv_lens,
+            seq_lens=[seq.num_tokens for seq in seqs],
         )
 
     def _pack_single_tokens(self, seqs: list[Sequence]) -> int:

@@ -373,17 +373,20 @@ class Engine:
 
 def _serve(engine_ref: weakref.ref[Engine], mailbox: Mailbox) -> None:
     """Body of the engine's thread."""
-    with torch.inference_mode():
-        while mailbox.wait():
-            engine = engine_ref()
-            if engine is None:
-                break
-            engine._work()
-            del engine
-    engine = engine_ref()
-    if engine is not None:
-        engine._shut_down()
-    _turn_away(mailbox.collect()[0])
+    try:
+        with torch.inference_mode():
+            while mailbox.wait():
+                engine = engine_ref()
+                if engine is None:
+                    break
+                engine._work()
+                del engine
+    finally:  # whatever ends this thread, nobody waits in vain
+        mailbox.close()
+        engine = engine_ref()
+        if engine is not None:
+            engine._shut_down()
+        _turn_away(mailbox.collect()[0])
 
 
 def _close(mailbox: Mailbox, thread: threading.Thread) -> None:
