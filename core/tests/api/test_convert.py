@@ -211,11 +211,13 @@ def test_no_class_is_forgotten() -> None:
     assert variants <= {type(obj) for obj in OBJECTS}
 
 
-@pytest.mark.parametrize("obj", OBJECTS, ids=lambda obj: type(obj).__qualname__)
+@pytest.mark.parametrize(
+    "obj",
+    [obj for obj in OBJECTS if isinstance(unstructure(obj), dict)],
+    ids=lambda obj: type(obj).__qualname__,
+)
 def test_unknown_keys_name_the_nearest(obj: Any) -> None:
     data = unstructure(obj)
-    if isinstance(data, str):
-        pytest.skip("not written as a mapping")
     inner = next(iter(data.values())) if len(data) == 1 and isinstance(obj, _TAGGED) else data
     name = next(reversed(inner))
     inner[name + "x"] = inner.pop(name)
