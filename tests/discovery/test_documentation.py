@@ -15,7 +15,7 @@ from tramontane.hooks.manager import SPEC_HOOKS
 
 ROOT = Path(__file__).parents[2]
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("tramontane_")}
-WITHOUT_NAMES = {"cli", "mistralrs", "all"}
+WITHOUT_NAMES = {"kernels-cpu", "cli", "mistralrs", "all"}
 """Extras that provide no names to look up."""
 
 
