@@ -124,6 +124,16 @@ def test_prefill_does_not_hold_up_decoding(toy, engines):
     assert all(shape[0] == 1 and sum(shape) <= 8 for shape in mixed)
 
 
+def test_no_step_exceeds_its_budget(toy, engines):
+    executor = toy.Executor()
+    engines.append(engine := toy.engine(executor, max_step_tokens=8, max_seqs=4))
+    seqs = [toy.seq(engine, letter * 12, 1) for letter in "abc"]
+    engine.submit(seqs)
+    for seq in seqs:
+        toy.read(seq)
+    assert executor.shapes == [[8], [4, 4], [8], [8], [4]]
+
+
 def test_finished_sequences_stay_cached_up_to_a_number(toy, engines):
     engines.append(engine := toy.engine(prefix_cache=1))
     for text, hit in (("first prompt", 0), ("second one here", 0), ("first prompt", 0)):
