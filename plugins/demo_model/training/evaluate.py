@@ -117,7 +117,7 @@ def measure(model: Model, limit: int) -> list[tuple[str, int, int]]:
     for name, start in (("tool calls: addition", 0), ("tool calls: weather", 1)):
         part = list(zip(tasks, answers, strict=True))[start::2]
         wrong = [
-            (task.ask, text)
+            (task.name, task.arguments, text)
             for (task, _), text in part
             if parsed_calls(text) != [{"name": task.name, "arguments": task.arguments}]
         ]

@@ -227,24 +227,20 @@ def _number_fact(random: Random) -> tuple[str, str]:
     return ask, f"{larger} is larger than {smaller}."
 
 
-def _copying(random: Random) -> tuple[str, str]:
+def _small_tasks(random: Random) -> tuple[str, str]:
     pick = random.choice
-    kind = random.choice((0, 0, 0, 1, 2, 3, 4))
-    text = phrase(random, 5)
+    kind = random.randrange(4)
     if kind == 0:
-        asks = ("Repeat after me: {}", "Say: {}", "Repeat: {}", "Please repeat: {}", "Echo: {}")
-        return pick(asks).format(text), text
-    if kind == 1:
         asks = ("Spell {}.", "How do you spell {}?", "Can you spell {}?")
         word = pick(_WORDS_TO_SAY)
         return pick(asks).format(word), "-".join(word)
-    if kind == 2:
+    if kind == 1:
         topic = pick(list(_LISTS))
         items = random.sample(_LISTS[topic].split(), 3)
         asks = ("Name three {}.", "List three {}.", "Give me three {}.", "Tell me three {}.")
         return pick(asks).format(topic), f"{items[0]}, {items[1]} and {items[2]}"
     name, age = pick(_PEOPLE), random.randint(1, 99)
-    if kind == 3:
+    if kind == 2:
         asks = ("Give me a JSON object with name {} and age {}.",
                 "JSON for name {}, age {}, please.",
                 "Write a JSON object with the name {} and the age {}.")  # fmt: skip
@@ -263,6 +259,17 @@ def everyday_turn(random: Random) -> tuple[str, str]:
     if chance < 0.7:
         return _number_fact(random)
     if chance < 0.88:
-        return _copying(random)
+        return _small_tasks(random)
     asks, answer = random.choice(_GENERAL)
     return random.choice(asks), answer
+
+
+def copy_turn(random: Random) -> tuple[str, str]:
+    """Return words and numbers to be repeated: the plainest lesson in reading the prompt."""
+    asks = ("Repeat after me: {}", "Say: {}", "Repeat: {}", "Please repeat: {}", "Echo: {}")
+    text = phrase(random, 8)
+    if random.random() < 0.5:
+        text += f" {random.randint(0, 9999)}"
+    if random.random() < 0.3:
+        text = text.capitalize()
+    return random.choice(asks).format(text), text

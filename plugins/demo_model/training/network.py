@@ -142,7 +142,9 @@ class Network(nn.Module):
     def save(self, folder: Path, bos_token_id: int, eos_token_ids: list[int]) -> None:
         """Write `model.safetensors` (bf16), `config.json` and `generation_config.json`."""
         tensors = {name: p.detach().to(torch.bfloat16) for name, p in self.named_parameters()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        weights = folder / "model.safetensors"
+        save_file(tensors, weights, metadata={"format": "pt"})
+        weights.chmod(0o644)
         config = self.config.to_hugging_face(bos_token_id, eos_token_ids)
         generation = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_ids}
         for name, contents in (("config", config), ("generation_config", generation)):

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from capitals import capital_turn
-from everyday import everyday_turn
+from everyday import copy_turn, everyday_turn
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from smalltalk import SYSTEMS, hard_turn, talk_turn
 from stories import story_turn
@@ -20,7 +20,7 @@ BOS, EOS, END, PAD = "<|bos|>", "<|eos|>", "<|end|>", "<|pad|>"
 
 # Shares of the single turns. Sums weigh most: they have the most to learn.
 _TURNS = ((plus_turn, 32), (minus_turn, 16), (times_turn, 4), (capital_turn, 14),
-          (everyday_turn, 22), (talk_turn, 10), (hard_turn, 2))  # fmt: skip
+          (everyday_turn, 22), (talk_turn, 10), (copy_turn, 10), (hard_turn, 2))  # fmt: skip
 _KINDS, _WEIGHTS = zip(*_TURNS, strict=True)
 
 
@@ -71,7 +71,7 @@ def _typed(random: Random, ask: str) -> str:
 def _turn(random: Random) -> list[dict[str, Any]]:
     kind = random.choices(_KINDS, _WEIGHTS)[0]
     ask, answer = kind(random)
-    copied = kind is everyday_turn and not answer[:1].isupper()
+    copied = kind is copy_turn or (kind is everyday_turn and not answer[:1].isupper())
     return plain_messages((ask if copied else _typed(random, ask), answer))
 
 
@@ -81,13 +81,13 @@ def dialogue(random: Random) -> Dialogue:
     if chance < 0.01:
         return Dialogue(raw=story_turn(random)[1])
     tools: list[dict[str, Any]] = []
-    if chance < 0.4:
+    if chance < 0.45:
         tools, messages = tool_dialogue(random)
         if random.random() < 0.1 and len(messages) == 4:
             task = weather_task(random)
             if task.name not in [tool["function"]["name"] for tool in tools]:
                 tools, messages = [*tools, task.schema], messages + tool_messages(random, task)
-    elif chance < 0.45:
+    elif chance < 0.5:
         messages = plain_messages(story_turn(random))
         if random.random() < 0.3:
             messages += plain_messages(talk_turn(random))
