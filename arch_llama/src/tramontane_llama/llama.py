@@ -8,53 +8,34 @@ config asks for them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from attrs import frozen
-from torch import Tensor, nn
 
-from tramontane.cache import FullAttention
 from tramontane.nn import (
     ACTIVATIONS,
-    Embedding,
+    CausalLM,
+    Decoder,
+    DecoderConfig,
     GatedMLP,
+    PreNormLayer,
     RMSNorm,
-    Rope,
-    RopeParameters,
     SelfAttention,
     attention_heads,
-    check_heads,
-    check_positive,
     read,
     read_rope_parameters,
-    rotary_from_config,
 )
-from tramontane.protocols import CacheSpec, ForwardBatch, LayerCache, Tie, WeightRule
 
 
 @frozen(kw_only=True)
-class LlamaConfig:
+class LlamaConfig(DecoderConfig):
     """``config.json`` of a Llama."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
-    hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
-    tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters
-
-    def __attrs_post_init__(self) -> None:
-        check_positive(self, "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-        check_heads(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> LlamaConfig:
@@ -67,86 +48,32 @@ class LlamaConfig:
         )
 
 
-class LlamaLayer(nn.Module):
-    """Attention, then MLP, each on a normalized copy of the residual stream."""
-
-    def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = SelfAttention(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            bias=config.attention_bias,
-        )
-        self.mlp = GatedMLP(
-            config.hidden_size, config.intermediate_size, config.hidden_act, config.mlp_bias
-        )
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: LayerCache
-    ) -> Tensor:
-        h = h + self.self_attn(self.input_layernorm(h), rope, batch, cache)  # [T, hidden]
-        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
-        return out
-
-
-class LlamaModel(nn.Module):
-    """Embedding, layers and final norm."""
-
-    def __init__(self, config: LlamaConfig, layers: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(layers)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = rotary_from_config(config)
-
-    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
-        h = batch.embeddings
-        if h is None:
-            h = self.embed_tokens(batch.token_ids)  # [T, hidden]
-        rope = self.rotary(batch, h.dtype)
-        for layer, cache in zip(self.layers, caches, strict=True):
-            h = layer(h, rope, batch, cache)
-        out: Tensor = self.norm(h)
-        return out
-
-
-class Llama(nn.Module):
-    """``LlamaForCausalLM``."""
-
-    Layer: ClassVar[type[LlamaLayer]] = LlamaLayer
+class LlamaLayer(PreNormLayer):
+    """Grouped-query attention and a gated MLP."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__()
-        layers = [self.Layer(config, i) for i in range(config.num_hidden_layers)]
-        self.model = LlamaModel(config, layers)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        super().__init__(
+            SelfAttention(
+                config.hidden_size,
+                config.num_attention_heads,
+                config.num_key_value_heads,
+                config.head_dim,
+                bias=config.attention_bias,
+            ),
+            GatedMLP(
+                config.hidden_size, config.intermediate_size, config.hidden_act, config.mlp_bias
+            ),
+            RMSNorm(config.hidden_size, config.rms_norm_eps),
+            RMSNorm(config.hidden_size, config.rms_norm_eps),
+        )
 
-    def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
-        h: Tensor = self.model(batch, caches)  # [T, hidden]
-        return h
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.lm_head(hidden)  # [N, vocab]
-        return out
+class Llama(CausalLM):
+    """``LlamaForCausalLM``."""
 
-    @staticmethod
-    def cache_specs(config: LlamaConfig) -> Sequence[CacheSpec]:
-        spec = FullAttention(config.num_key_value_heads, config.head_dim)
-        return [spec] * config.num_hidden_layers
+    def __init__(self, config: LlamaConfig) -> None:
+        layers = [LlamaLayer(config) for _ in range(config.num_hidden_layers)]
+        norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        super().__init__(config, Decoder(config, layers, norm))
 
     Config: ClassVar[type[Any]] = LlamaConfig
-    WEIGHTS: ClassVar[Sequence[WeightRule]] = (Tie("model.embed_tokens.weight", "lm_head.weight"),)
-    PARALLEL_PLAN: ClassVar[Mapping[str, str]] = {
-        "model.layers.*.self_attn.q_proj": "column",
-        "model.layers.*.self_attn.k_proj": "column",
-        "model.layers.*.self_attn.v_proj": "column",
-        "model.layers.*.self_attn.o_proj": "row",
-        "model.layers.*.mlp.gate_proj": "column",
-        "model.layers.*.mlp.up_proj": "column",
-        "model.layers.*.mlp.down_proj": "row",
-        "lm_head": "column",
-    }

@@ -11,24 +11,26 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from attrs import frozen
-from torch import Tensor, nn
 
 from tramontane.errors import ConfigError
 from tramontane.nn import (
     ACTIVATIONS,
+    MIXTRAL_NAMES,
+    CausalLM,
+    Decoder,
     GatedExperts,
     MoE,
+    PreNormLayer,
     RMSNorm,
-    Rope,
-    SelfAttention,
     attention_heads,
     check_positive,
+    expert_weights,
     read,
     read_rope_parameters,
     softmax_top_k,
 )
-from tramontane.protocols import ForwardBatch, LayerCache, Rename, Split, Stack, WeightRule
-from tramontane_mistral.mistral import Mistral, MistralConfig
+from tramontane.protocols import WeightRule
+from tramontane_mistral.mistral import MistralAttention, MistralConfig
 
 
 @frozen(kw_only=True)
@@ -61,67 +63,43 @@ class MixtralConfig(MistralConfig):
         )
 
 
-class MixtralLayer(nn.Module):
-    """Attention, then experts, each on a normalized copy of the residual stream."""
+class MixtralExperts(MoE):
+    """The MLP: experts and their router."""
 
     def __init__(self, config: MixtralConfig) -> None:
-        super().__init__()
-        self.self_attn = SelfAttention(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            window=config.sliding_window,
-        )
         experts = GatedExperts(
             config.num_local_experts,
             config.hidden_size,
             config.intermediate_size,
             config.hidden_act,
         )
-        self.mlp = MoE(
+        super().__init__(
             config.hidden_size,
             experts,
             config.num_local_experts,
             softmax_top_k(config.num_experts_per_tok),
         )
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, h: Tensor, rope: Rope, batch: ForwardBatch, cache: LayerCache) -> Tensor:
-        h = h + self.self_attn(self.input_layernorm(h), rope, batch, cache)  # [T, hidden]
-        out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
-        return out
 
 
-class Mixtral(Mistral):
+class Mixtral(CausalLM):
     """``MixtralForCausalLM``."""
 
-    Layer = MixtralLayer
+    def __init__(self, config: MixtralConfig) -> None:
+        layers = [
+            PreNormLayer(
+                MistralAttention(config),
+                MixtralExperts(config),
+                RMSNorm(config.hidden_size, config.rms_norm_eps),
+                RMSNorm(config.hidden_size, config.rms_norm_eps),
+            )
+            for _ in range(config.num_hidden_layers)
+        ]
+        norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        super().__init__(config, Decoder(config, layers, norm))
 
     Config: ClassVar[type[Any]] = MixtralConfig
-    # Published files store expert by expert under the names of the first release (GGUF: one stack
-    # a projection); transformers 5 can also write its own stacked parameters, gate above up.
     WEIGHTS: ClassVar[Sequence[WeightRule]] = (
-        *Mistral.WEIGHTS,
-        Rename(r"(.*)\.block_sparse_moe\.(.*)", r"\1.mlp.\2"),
-        Rename(r"(.*\.mlp\.experts\.(?:\d+\.)?)w1\.weight", r"\1gate_proj.weight"),
-        Rename(r"(.*\.mlp\.experts\.(?:\d+\.)?)w2\.weight", r"\1down_proj.weight"),
-        Rename(r"(.*\.mlp\.experts\.(?:\d+\.)?)w3\.weight", r"\1up_proj.weight"),
-        Stack(r"(.*\.mlp\.experts)\.(\d+)\.gate_proj\.weight", r"\1.gate_proj.weight"),
-        Stack(r"(.*\.mlp\.experts)\.(\d+)\.down_proj\.weight", r"\1.down_proj.weight"),
-        Stack(r"(.*\.mlp\.experts)\.(\d+)\.up_proj\.weight", r"\1.up_proj.weight"),
-        Rename(r"(.*\.mlp\.experts\.down_proj)", r"\1.weight"),
-        Split(
-            r"(.*\.mlp\.experts)\.gate_up_proj",
-            (r"\1.gate_proj.weight", r"\1.up_proj.weight"),
-            ("intermediate_size", "intermediate_size"),
-            axis=1,
-        ),
+        *CausalLM.WEIGHTS,
+        *MIXTRAL_NAMES,
+        *expert_weights("intermediate_size"),
     )
-    PARALLEL_PLAN: ClassVar[Mapping[str, str]] = {
-        **{k: v for k, v in Mistral.PARALLEL_PLAN.items() if ".mlp." not in k},
-        "model.layers.*.mlp.experts.gate_proj": "column",
-        "model.layers.*.mlp.experts.up_proj": "column",
-        "model.layers.*.mlp.experts.down_proj": "row",
-    }

@@ -8,8 +8,19 @@ from torch.nn import Embedding, LayerNorm
 
 from tramontane.nn.attention import SelfAttention
 from tramontane.nn.binding import bind_kernels
-from tramontane.nn.config import attention_heads, check_heads, check_positive, read
-from tramontane.nn.mlp import ACTIVATIONS, GatedMLP, activation
+from tramontane.nn.config import attention_heads, check_heads, check_positive, check_type, read
+from tramontane.nn.decoder import (
+    FULL_ATTENTION,
+    SLIDING_ATTENTION,
+    CausalLM,
+    Decoder,
+    DecoderConfig,
+    PreNormLayer,
+    SlidingDecoderConfig,
+    read_layer_types,
+)
+from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
+from tramontane.nn.mlp import ACTIVATIONS, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
 from tramontane.nn.norm import RMSNorm
 from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear
@@ -18,6 +29,13 @@ from tramontane.nn.rotary import Rope, Rotary, rotary_from_config
 
 __all__ = [
     "ACTIVATIONS",
+    "FULL_ATTENTION",
+    "MIXTRAL_NAMES",
+    "MLP",
+    "SLIDING_ATTENTION",
+    "CausalLM",
+    "Decoder",
+    "DecoderConfig",
     "Embedding",
     "ExpertLinear",
     "GatedExperts",
@@ -27,17 +45,22 @@ __all__ = [
     "PackedEmbedding",
     "PackedExpertLinear",
     "PackedLinear",
+    "PreNormLayer",
     "RMSNorm",
     "Rope",
     "RopeParameters",
     "Rotary",
     "SelfAttention",
+    "SlidingDecoderConfig",
     "activation",
     "attention_heads",
     "bind_kernels",
     "check_heads",
     "check_positive",
+    "check_type",
+    "expert_weights",
     "read",
+    "read_layer_types",
     "read_rope_parameters",
     "rotary_from_config",
     "softmax_top_k",

@@ -51,6 +51,28 @@ def activation(name: str) -> Activation:
     return ACTIVATIONS[name]
 
 
+class MLP(nn.Module):
+    """``down(act(up(x)))``: the feed-forward block of Vaswani et al., arXiv:1706.03762.
+
+    Args:
+        hidden_size, intermediate_size: widths outside and inside.
+        act: name of the activation.
+        bias: whether the two projections have one.
+    """
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, act: str, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.down_proj(self.act(self.up_proj(x)))
+        return h
+
+
 class GatedMLP(nn.Module):
     """``down(act(gate(x)) * up(x))`` (Shazeer, "GLU variants", arXiv:2002.05202).
 
