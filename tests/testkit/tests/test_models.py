@@ -7,7 +7,8 @@ import torch
 
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane_testkit import Stepper, data
-from tramontane_testkit.models import EOS, IM_END, VOCAB_SIZE, byte_tokenizer, tiny_gguf, tiny_llama
+from tramontane_testkit.gguf_files import tiny_gguf
+from tramontane_testkit.models import EOS, IM_END, VOCAB_SIZE, byte_tokenizer, tiny_llama
 
 TEXT = "Grüße, 世界! <|im_end|>"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tramontane.errors import ConfigError
 from tramontane.loading.loader import LoadRequest, load_text
+from tramontane_testkit.gguf_files import gguf_of
 from tramontane_testkit.models import VOCAB_SIZE, hf_model, save_hf
 from tramontane_testkit.stepping import Stepper
 
@@ -49,6 +50,8 @@ class ArchitectureContract:
         model_class: the class of transformers to compare with.
         base: config keys for every case, beyond `tramontane_testkit.models.TINY`.
         cases: name → config keys of that case.
+        gguf_architecture: ``general.architecture`` of its GGUF files; empty where GGUF has none.
+        gguf_cases: names of the cases that GGUF can express.
         prompt_length: longer than any window and any ``original_max_position_embeddings`` of the
             cases, so that both sides of each limit are met.
     """
@@ -56,12 +59,17 @@ class ArchitectureContract:
     model_class: ClassVar[str]
     base: ClassVar[Mapping[str, Any]] = {}
     cases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"plain": {}}
+    gguf_architecture: ClassVar[str] = ""
+    gguf_cases: ClassVar[Sequence[str]] = ()
     prompt_length: ClassVar[int] = 45
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Every test that takes ``pair`` runs for every case."""
+        """Every test that takes ``pair`` runs for every case, that of GGUF for those it can
+        express."""
         if "pair" in metafunc.fixturenames:
-            metafunc.parametrize("pair", list(self.cases), indirect=True, scope="class")
+            of_gguf = metafunc.function.__name__ == "test_gguf_equals_safetensors"
+            cases = self.gguf_cases if of_gguf else list(self.cases)
+            metafunc.parametrize("pair", cases, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -95,6 +103,17 @@ class ArchitectureContract:
         stepper = pair.stepper()
         stepper.add("a", prompt)
         assert stepper.greedy("a", GREEDY_TOKENS) == expected
+
+    def test_gguf_equals_safetensors(self, pair: Pair, tmp_path: Path) -> None:
+        pytest.importorskip("tramontane_gguf", reason="tramontane-gguf is not installed")
+        gguf_of(pair.directory, tmp_path / "model.gguf", self.gguf_architecture)
+        request = LoadRequest(model_id=str(tmp_path), files=["model.gguf"], dtype="f32")
+        loaded = load_text(request)
+        assert type(loaded.model) is type(pair.model)
+        prompt = self._prompt()
+        stepper = Stepper(loaded.model, loaded.config, device=loaded.device)
+        stepper.add("a", prompt)
+        _assert_close(stepper.finish("a"), self._whole(pair, prompt))
 
     # The same however it is stepped -------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Tiny random models on disk, made on the spot: Hugging Face directories and GGUF files.
+"""Tiny random models on disk, made on the spot: Hugging Face directories.
 
 All of them share one tokenizer, 256 byte tokens, `MERGED` and `SPECIALS`, and a ChatML template.
 Any text round-trips, a token for each byte, and every id of the vocabulary means something.
@@ -121,53 +121,3 @@ def save_hf(model: Any, directory: Path, **options: Any) -> Path:
 def tiny_llama(directory: Path, seed: int = 0, **overrides: Any) -> Path:
     """A directory with a tiny random Llama, as `Runner` takes it; the directory."""
     return save_hf(hf_model("LlamaForCausalLM", seed, **overrides), directory)
-
-
-def tiny_gguf(path: Path, seed: int = 0, **overrides: Any) -> Path:
-    """The model of `tiny_llama` with the same seed as a GGUF file in F32; the file."""
-    import gguf
-
-    model = hf_model("LlamaForCausalLM", seed, **overrides)
-    config = model.config
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list([*byte_alphabet(), MERGED, *SPECIALS])
-    kinds = gguf.TokenType
-    writer.add_token_types([kinds.NORMAL] * 257 + [kinds.CONTROL] * len(SPECIALS))
-    writer.add_token_merges([" ".join(MERGED)])
-    writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        kind = name.split(".")[-2]
-        if kind in heads:
-            tensor = _adjacent_pairs(tensor, heads[kind])
-        stem = names.get_name(name.removesuffix(".weight"))
-        writer.add_tensor(f"{stem}.weight", tensor.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def _adjacent_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Rows of q or k in the order GGUF has for Llama: each rotated pair side by side."""
-    halves = weight.view(num_heads, 2, -1, weight.shape[1])
-    return halves.transpose(1, 2).reshape(weight.shape).contiguous()
