@@ -25,10 +25,11 @@ from tramontane.api import (
     SpeechGenerationResponse,
 )
 from tramontane.api.convert import structure
-from tramontane.errors import ModelKindError, ValidationError
+from tramontane.api.selector import Selector
+from tramontane.errors import ModelKindError
 from tramontane.hooks import PluginManager, plugin_manager
 from tramontane.models import Lease, ModelTable
-from tramontane.settings import RunnerSettings, check_selector, pipeline_kind
+from tramontane.settings import RunnerSettings, served_selector
 
 if TYPE_CHECKING:
     from tramontane.pipeline.stream import GenerationStream
@@ -84,7 +85,7 @@ class Runner:
 
     def __init__(
         self,
-        which: Any = None,
+        which: Selector | None = None,
         max_seqs: int = 16,
         no_kv_cache: bool = False,
         prefix_cache_n: int | None = 16,
@@ -144,18 +145,12 @@ class Runner:
             on_progress=on_progress,
         )
         self._settings.check_served(self._plugins)
-        if which is None:
-            raise ValidationError(
-                "which selects the model and is required: Which.Plain(model_id=...), "
-                "Which.GGUF(...), ..."
-            )
-        self._models.add(_model_id(which), self._loader(which))
+        selector = served_selector(which, self._plugins)
+        self._models.add(selector.canonical_id, self._loader(selector))
 
-    def _loader(self, which: Any) -> Callable[[], Pipeline]:
+    def _loader(self, which: Selector) -> Callable[[], Pipeline]:
         """What brings this model up, now and at every reload."""
-        check_selector(which, self._plugins)
-        kind = pipeline_kind(which)
-        spec = self._plugins.get("pipelines", kind)
+        spec = self._plugins.get("pipelines", which.kind)
         options = self._settings.pipeline_options(which, self._plugins)
         return partial(_load, self._plugins, spec, which, options)
 
@@ -399,17 +394,9 @@ def _method(pipeline: Pipeline, action: str) -> Callable[..., Any]:
     return method
 
 
-def _model_id(which: Any) -> str:
-    name = getattr(which, "model_id", None) or getattr(which, "quantized_model_id", None)
-    if not name:
-        adapter = getattr(which, "adapter_model_id", None) or getattr(which, "xlora_model_id", None)
-        name = adapter or type(which).__name__
-    return str(name)
-
-
 def _load(plugins: PluginManager, spec: Any, which: Any, options: Any) -> Pipeline:
     started = time.perf_counter()
     pipeline: Pipeline = plugins.resolve(spec).load(which, options)
-    info = {"model_id": _model_id(which), "kind": pipeline.kind, **pipeline.stats()}
+    info = {"model_id": which.canonical_id, "kind": pipeline.kind, **pipeline.stats()}
     plugins.model_loaded(info | {"seconds": time.perf_counter() - started})
     return pipeline

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from tramontane.api.selector import Selector
 from tramontane.errors import UnsupportedError, ValidationError
-from tramontane.which import Which
 
 if TYPE_CHECKING:
     from tramontane.hooks import PluginManager
@@ -144,13 +144,19 @@ class RunnerSettings:
         )
 
 
-def check_selector(which: Any, plugins: PluginManager) -> None:
-    """Refuse fields of a ``Which`` variant that nothing here can honour.
+def served_selector(which: Any, plugins: PluginManager) -> Selector:
+    """``which`` itself, refused when it is no variant or asks for what nothing here can honour.
 
     Raises:
+        ValidationError: it is no such variant.
         UnsupportedError: not in this release.
         MissingPluginError: a plug-in would serve it; names the extra to install.
     """
+    if not isinstance(which, Selector):
+        raise ValidationError(
+            f"which selects the model: a Which variant such as Which.Plain(model_id=...), "
+            f"not {which!r}"
+        )
     variant = type(which).__name__
     if "XLora" in variant:
         plugins.get("adapters", "xlora")
@@ -166,24 +172,11 @@ def check_selector(which: Any, plugins: PluginManager) -> None:
         plugins.get("quantizers", "isq")
     if getattr(which, "topology", None):
         raise UnsupportedError("topology files are not in this release: leave out topology")
-
-
-def pipeline_kind(which: Any) -> str:
-    """The kind of pipeline a ``Which`` variant asks for.
-
-    Raises:
-        ValidationError: it is no such variant.
-    """
-    if isinstance(which, Which.Embedding):
-        return "embedding"
-    if isinstance(which, Which.VisionPlain):
-        return "vision"
-    if isinstance(which, Which.DiffusionPlain):
-        return "diffusion"
-    if isinstance(which, Which.Speech):
-        return "speech"
-    if type(which).__qualname__.startswith("Which."):
-        return "text"
-    raise ValidationError(
-        f"which must be a Which variant such as Which.Plain(model_id=...), not {which!r}"
-    )
+    if getattr(which, "matformer_config_path", None) or getattr(
+        which, "matformer_slice_name", None
+    ):
+        raise UnsupportedError(
+            "MatFormer slices are not in this release: leave out matformer_config_path and "
+            "matformer_slice_name"
+        )
+    return which

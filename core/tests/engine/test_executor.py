@@ -1,10 +1,9 @@
-"""`LocalExecutor` with a one-layer attention model, `plan_cache`."""
+"""`LocalExecutor` with a one-layer attention model."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from typing import ClassVar
 
 import pytest
 import torch
@@ -14,8 +13,7 @@ from torch import nn
 from tramontane.cache import FullAttention
 from tramontane.engine.engine import Engine
 from tramontane.engine.executor import LocalExecutor
-from tramontane.engine.planning import plan_cache
-from tramontane.errors import EngineClosedError, MemoryPlanError
+from tramontane.errors import EngineClosedError
 
 
 @frozen
@@ -127,52 +125,3 @@ def test_copy_blocks(toy):
     assert torch.equal(cache.k[[5, 6]], before[[1, 2]])
     assert torch.equal(cache.k[:5], before[:5])
     assert executor.cache_nbytes == 40 * 4 * 2 * 16 * 4
-
-
-class TestPlan:
-    SPECS = (FullAttention(2, 8), FullAttention(2, 8))  # 128 bytes a token in bfloat16
-    GIVEN: ClassVar = {
-        "dtype": torch.bfloat16,
-        "block_size": 32,
-        "max_seq_len": 1000,
-        "max_seqs": 4,
-    }
-
-    def plan(self, budget_bytes, **options):
-        return plan_cache(self.SPECS, budget_bytes=budget_bytes, **self.GIVEN, **options)
-
-    def test_takes_what_all_sequences_can_use_and_no_more(self):
-        plan = self.plan(2**40)
-        assert plan.num_blocks == 125
-        assert plan.num_tokens == 4000
-        assert plan.nbytes == 125 * 32 * 128
-
-    def test_takes_what_the_budget_gives(self):
-        plan = self.plan(10 * 32 * 128 + 5)
-        assert (plan.num_blocks, plan.nbytes) == (10, 10 * 32 * 128)
-
-    def test_takes_the_context_that_was_asked_for(self):
-        assert self.plan(2**40, context_tokens=100).num_blocks == 4
-
-    def test_says_what_would_fit(self):
-        with pytest.raises(MemoryPlanError, match=r"320 tokens would fit: pass pa_ctxt_len=320"):
-            self.plan(10 * 32 * 128, context_tokens=1000)
-        with pytest.raises(MemoryPlanError, match="No KV cache fits"):
-            self.plan(100)
-        with pytest.raises(MemoryPlanError, match="No KV cache fits"):
-            self.plan(-5)
-
-    def test_state_of_sequences_comes_first(self):
-        class State(FullAttention):
-            def bytes_per_token(self, dtype):
-                return 0
-
-            def bytes_per_seq(self, dtype):
-                return 1000
-
-        specs = [*self.SPECS, State(1, 1)]
-        plan = plan_cache(specs, budget_bytes=4000 + 3 * 32 * 128, **self.GIVEN)
-        assert (plan.num_blocks, plan.nbytes) == (3, 4000 + 3 * 32 * 128)
-        with pytest.raises(MemoryPlanError, match="max_seqs"):
-            plan_cache(specs, budget_bytes=3999, **self.GIVEN)
-        assert plan_cache([State(1, 1)], budget_bytes=4000, **self.GIVEN).nbytes == 4000

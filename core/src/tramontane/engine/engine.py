@@ -125,6 +125,7 @@ class Engine:
         index: int = 0,
         ignore_eos: bool = False,
         cache_root: bytes = b"",
+        new_text: bool = False,
     ) -> Sequence:
         """Make a sequence for `submit`; see `Sequence`. Choices of one request that states a seed
         differ by ``index``."""
@@ -143,6 +144,7 @@ class Engine:
             seed=seed,
             ignore_eos=ignore_eos,
             cache_root=cache_root,
+            new_text=new_text,
         )
 
     def submit(self, seqs: Iterable[Sequence]) -> None:

@@ -20,7 +20,7 @@ class LocalExecutor:
     Args:
         model: an `tramontane.protocols.Architecture`, weights bound.
         config: its configuration.
-        num_blocks: KV blocks; `tramontane.engine.planning.plan_cache` says how many.
+        num_blocks: KV blocks; `tramontane.loading.plan` says how many.
         block_size: tokens a block.
         max_seqs: sequences that may run at once.
         dtype: of the cache.

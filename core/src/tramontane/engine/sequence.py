@@ -115,18 +115,21 @@ class Sequence:
         seed: int | None = None,
         ignore_eos: bool = False,
         cache_root: bytes = b"",
+        new_text: bool = False,
     ) -> Sequence:
         """Build a sequence with its sampler state and transcript.
 
         Args:
             output: a queue shared with the request's other sequences; None for one of its own.
+            new_text: the output is a text of its own, as an answer is, and no continuation of
+                the prompt's: a SentencePiece tokenizer then puts no space before its first word.
             seed: overrides ``params.seed``, so that several choices of one request differ.
         """
         return cls(
             prompt_ids=prompt_ids,
             params=params,
             sampler_state=SamplerState(params, prompt_ids, seed=seed),
-            transcript=Transcript(tokenizer, prompt_ids, params),
+            transcript=Transcript(tokenizer, [] if new_text else prompt_ids, params),
             output=OutputQueue() if output is None else output,
             index=index,
             ignore_eos=ignore_eos,

@@ -107,7 +107,7 @@ class TextPipeline:
         prompt_ids = self._fitted(self._tokenizer.encode(prompt), request)
         params = self._params(request)
         sequences, output = self._sequences(
-            request, prompt_ids, params, request.n_choices, on_finish
+            request, prompt_ids, params, request.n_choices, on_finish, new_text=True
         )
         splitters = [ReasoningSplitter.for_prompt(source, prompt) for _ in range(request.n_choices)]
         answer = ChatAnswer(self.model_id, sequences, splitters, logprobs=request.logprobs)
@@ -129,7 +129,9 @@ class TextPipeline:
             )
         prompt_ids = self._fitted(self._tokenizer.encode(request.prompt), request)
         params = self._params(request, need_logprobs=choosing)
-        sequences, output = self._sequences(request, prompt_ids, params, num_samples, on_finish)
+        sequences, output = self._sequences(
+            request, prompt_ids, params, num_samples, on_finish, new_text=False
+        )
         answer = CompletionAnswer(
             self.model_id,
             sequences,
@@ -234,6 +236,8 @@ class TextPipeline:
         params: SamplingParams,
         count: int,
         on_finish: OnFinish,
+        *,
+        new_text: bool,
     ) -> tuple[list[TokenSequence], OutputQueue]:
         """``count`` sequences that write to one queue."""
         sequences: list[TokenSequence] = []
@@ -243,7 +247,12 @@ class TextPipeline:
         for index in range(count):
             sequences.append(
                 self._engine.sequence(
-                    prompt_ids, params, output=output, index=index, ignore_eos=request.ignore_eos
+                    prompt_ids,
+                    params,
+                    output=output,
+                    index=index,
+                    ignore_eos=request.ignore_eos,
+                    new_text=new_text,
                 )
             )
         return sequences, output
@@ -261,7 +270,6 @@ class TextPipeline:
 
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
     """What the loader needs to know of a ``Which`` variant and a runner's settings."""
-    gguf = getattr(which, "quantized_model_id", None)
     auto_map = which.auto_map_params
     cache = CacheRequest(
         context_len=options.context_len,
@@ -279,8 +287,8 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
         ),
     )
     return LoadRequest(
-        model_id=which.model_id if gguf is None else gguf,
-        files=None if gguf is None else file_names(which.quantized_filename),
+        model_id=which.canonical_id,
+        files=which.filenames or None,
         tok_model_id=getattr(which, "tok_model_id", None),
         arch=getattr(which, "arch", None),
         tokenizer_json=getattr(which, "tokenizer_json", None),
@@ -293,9 +301,3 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
         plugins=options.plugins,
         on_progress=options.on_progress,
     )
-
-
-def file_names(names: str | Sequence[str]) -> list[str]:
-    """One or several files: a list, or one string with ``;`` between them."""
-    parts = names.split(";") if isinstance(names, str) else names
-    return [name.strip() for name in parts if name.strip()]
