@@ -54,11 +54,11 @@ def schema(
 ) -> dict[str, Any]:
     """Return an OpenAI function schema; `parameters` maps each parameter to its JSON type."""
     chance = random.random()
-    if chance < 0.12:
+    if chance < 0.06:
         name = random.choice(_PREFIXES) + name
-    elif chance < 0.24:
+    elif chance < 0.12:
         name += random.choice(_SUFFIXES)
-    elif chance < 0.34:
+    elif chance < 0.16:
         name = f"{invented(random)}_{name}"
     properties = {key: {"type": kind} for key, kind in parameters.items()}
     body = {"type": "object", "properties": properties, "required": list(parameters)}
