@@ -20,6 +20,7 @@ from tramontane import (
     Runner,
     Which,
 )
+from tramontane_testkit.models import tiny_llama
 
 
 def chat(text: str = "Hello", **fields: Any) -> ChatCompletionRequest:
@@ -256,3 +257,26 @@ def test_a_prefix_is_computed_once(runner: Runner) -> None:
     hits = runner.stats()["prefix_hit_tokens"]
     assert answer(runner, chat(long + "A")) == first
     assert runner.stats()["prefix_hit_tokens"] - hits >= 96
+
+
+def test_keys_of_other_frequencies_are_not_reused(tmp_path: Path) -> None:
+    """With longrope, a prompt beyond the original context rotates even its first keys otherwise."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 64,
+    }
+    which = Which.Plain(str(tiny_llama(tmp_path / "long", rope_parameters=rope)))
+    fields = {"max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+    short, long = "abcdefgh" * 5, "abcdefgh" * 12
+    with Runner(which=which) as runner:
+        runner.send_completion_request(CompletionRequest(prompt=short, **fields))
+        after = runner.send_completion_request(CompletionRequest(prompt=long, **fields))
+        assert runner.stats()["prefix_hit_tokens"] == 0
+    with Runner(which=which) as runner:
+        alone = runner.send_completion_request(CompletionRequest(prompt=long, **fields))
+    assert isinstance(after, CompletionResponse)
+    assert isinstance(alone, CompletionResponse)
+    assert after.choices[0].text == alone.choices[0].text

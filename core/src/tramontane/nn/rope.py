@@ -84,6 +84,19 @@ class RopeParameters:
         return 0
 
 
+def rope_regime(config: Any, num_tokens: int) -> tuple[int, ...]:
+    """Which frequencies a prompt of ``num_tokens`` is rotated with: prompts of equal answers may
+    share cached keys, others must not.
+
+    Args:
+        config: of any architecture; its ``rope_parameters`` is a `RopeParameters`, a mapping of
+            them, or absent.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    sets = rope.values() if isinstance(rope, Mapping) else (rope,)
+    return tuple(r.at_length(num_tokens) for r in sets if isinstance(r, RopeParameters))
+
+
 def read_rope_parameters(
     data: Mapping[str, Any],
     *,

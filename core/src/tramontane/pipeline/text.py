@@ -22,6 +22,7 @@ from tramontane.errors import TemplateError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
+from tramontane.nn.rope import rope_regime
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
 from tramontane.protocols.pipeline import PipelineOptions
@@ -51,7 +52,7 @@ class TextPipeline:
     def __init__(self, model_id: str, loaded: LoadedModel, options: PipelineOptions) -> None:
         self.model_id = model_id
         self._tokenizer = loaded.tokenizer
-        self._vocab_size: int = loaded.config.vocab_size
+        self._config = loaded.config
         self._template = loaded.chat_template
         self._generation_config = loaded.generation_config
         self._facts = {
@@ -78,7 +79,7 @@ class TextPipeline:
             no_kv_cache=options.no_kv_cache,
             block_size=loaded.plan.block_size,
             seed=options.seed,
-            vocab_size=self._vocab_size,
+            vocab_size=self._config.vocab_size,
         )
 
     @classmethod
@@ -152,10 +153,10 @@ class TextPipeline:
         Raises:
             ValidationError: an id is not in the vocabulary.
         """
-        unknown = next((t for t in tokens if not 0 <= t < self._vocab_size), None)
+        unknown = next((t for t in tokens if not 0 <= t < self._config.vocab_size), None)
         if unknown is not None:
             raise ValidationError(
-                f"token id {unknown} does not exist; this model has 0 to {self._vocab_size - 1}"
+                f"token id {unknown} does not exist; this model has 0 to {self._config.vocab_size - 1}"
             )
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
@@ -244,6 +245,7 @@ class TextPipeline:
         output = OutputQueue(
             count, stream=request.stream, on_end=lambda: on_finish(usage_of(sequences))
         )
+        cache_root = repr(rope_regime(self._config, len(prompt_ids))).encode()
         for index in range(count):
             sequences.append(
                 self._engine.sequence(
@@ -252,6 +254,7 @@ class TextPipeline:
                     output=output,
                     index=index,
                     ignore_eos=request.ignore_eos,
+                    cache_root=cache_root,
                     new_text=new_text,
                 )
             )
