@@ -14,6 +14,7 @@ from tramontane.errors import ConfigError, PluginError
 from tramontane.hooks import KernelSpec, plugin_manager
 from tramontane.kernels.features import features
 from tramontane.kernels.reference import OPERATORS
+from tramontane.protocols.quantizer import PackedWeight
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,8 @@ def bind(op: str, device: torch.device, **facts: Any) -> Operator:
     """The best usable implementation of ``op``.
 
     A kernel's target is a callable with the signature of the reference. It may carry an attribute
-    ``supports(**facts) -> bool``, called with everything in ``facts``.
+    ``supports(**facts) -> bool``, called with everything in ``facts``, and one of
+    ``prepare(weight)``, see `prepare`.
 
     Args:
         op: a key of `tramontane.kernels.reference.OPERATORS`.
@@ -93,6 +95,13 @@ def bind(op: str, device: torch.device, **facts: Any) -> Operator:
             return _record(key, spec.name, operator, tuple(seen))
         seen.append(Candidate(spec.name, spec.priority, refusal))
     return _record(key, "reference", OPERATORS[op], tuple(seen))
+
+
+def prepare(operator: Operator, weight: PackedWeight) -> Any:
+    """``weight`` in the form ``operator`` multiplies with: what its attribute ``prepare(weight)``
+    gives, or the weight itself where it has none. Called once, when a module is bound."""
+    own = getattr(operator, "prepare", None)
+    return weight if own is None else own(weight)
 
 
 def choices() -> list[Choice]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,15 +26,17 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._multiply: dispatch.Operator = packed_linear
+        self._operand: Any = packed
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for this format for good."""
         self._multiply = dispatch.bind(
             "packed_linear", device, dtype=dtype, format=self.packed.format
         )
+        self._operand = dispatch.prepare(self._multiply, self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self._multiply(x, self.packed, self.bias)  # [..., out]
+        h: Tensor = self._multiply(x, self._operand, self.bias)  # [..., out]
         return h
 
     def extra_repr(self) -> str:
@@ -74,7 +78,7 @@ class PackedExpertLinear(nn.Module):
         self.packed = packed
         self.num_experts, self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._experts = [packed.rows(e, e + 1) for e in range(self.num_experts)]
+        self._experts: list[Any] = [packed.rows(e, e + 1) for e in range(self.num_experts)]
         self._multiply: dispatch.Operator = packed_linear
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -82,6 +86,8 @@ class PackedExpertLinear(nn.Module):
         self._multiply = dispatch.bind(
             "packed_linear", device, dtype=dtype, format=self.packed.format
         )
+        parts = [self.packed.rows(e, e + 1) for e in range(self.num_experts)]
+        self._experts = [dispatch.prepare(self._multiply, part) for part in parts]
 
     def expert(self, x: Tensor, index: int) -> Tensor:
         """``x`` [n, in] through expert ``index``: [n, out]."""

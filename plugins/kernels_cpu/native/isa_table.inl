@@ -1,0 +1,28 @@
+// Fills the function table of one instruction set. TMK_VECTOR is its vector struct.
+#include "float_ops.inl"
+#include "linear.inl"
+
+namespace tmk {
+namespace {
+
+template <class V>
+Isa make_table(const char* name) {
+  Isa isa{};
+  isa.name = name;
+  isa.lanes = V::L;
+  isa.tile = V::tile;
+  isa.wide = V::wide;
+#define X(F)                                          \
+  isa.linear[k##F][0] = tile<V, F, 1>;                \
+  isa.linear[k##F][1] = tile<V, F, V::tile>;
+  TMK_FORMATS(X)
+#undef X
+  isa.quantize = quantize_token;
+  isa.gate = gate;
+  isa.rms_norm = rms_norm;
+  isa.attend = attend;
+  return isa;
+}
+
+}  // namespace
+}  // namespace tmk

@@ -1,0 +1,82 @@
+// AVX-512 with VNNI: sixteen rows to a vector.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace tmk {
+namespace {  // see formats.h
+
+struct Avx512 {
+  static constexpr int L = 16, tile = 8;
+  static constexpr bool wide = false;
+  using B = __m512i;
+  using I = __m512i;
+  using F = __m512;
+  using P = __m512i;
+
+  static B load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  template <int Shift> static B bits(B a, uint8_t mask) {
+    return _mm512_and_si512(Shift ? _mm512_srli_epi16(a, Shift) : a, _mm512_set1_epi8(char(mask)));
+  }
+  template <int Shift> static B raise(B a) { return _mm512_slli_epi16(a, Shift); }
+  static B either(B a, B b) { return _mm512_or_si512(a, b); }
+  static B look_up(const uint8_t* book, B a) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)book)), a);
+  }
+
+  static I zero() { return _mm512_setzero_si512(); }
+  static I set(int32_t n) { return _mm512_set1_epi32(n); }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I sub_times(I a, I b, int n) {
+    return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(n)));
+  }
+  static F fzero() { return _mm512_setzero_ps(); }
+  static F fset(float n) { return _mm512_set1_ps(n); }
+  static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+  static F times(F a, float n) { return _mm512_mul_ps(a, _mm512_set1_ps(n)); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F load_half(const uint8_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  }
+  static F load_float(const uint8_t* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+  static P load_pairs(const uint8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+  }
+  static I four(const void* p) {
+    int32_t n;
+    std::memcpy(&n, p, 4);
+    return _mm512_set1_epi32(n);
+  }
+  static I mul_pairs(I acc, P a, const int16_t* x) { return add(acc, _mm512_madd_epi16(a, four(x))); }
+  static void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+
+  template <class Fmt, int First, int Count, int T, class Fetch>
+  static inline __attribute__((always_inline)) void group(Fetch fetch, const int8_t* const* x,
+                                                          const int16_t* const*, const P* pair,
+                                                          int which, I (&sum)[T]) {
+    I acc[T];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) acc[t] = pair ? zero() : sum[t];
+#pragma GCC unroll 8
+    for (int i = First; i < First + Count; i++) {
+      const B w = fetch(i);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) acc[t] = _mm512_dpbusd_epi32(acc[t], w, four(x[t] + 4 * i));
+    }
+    if (pair) {
+      const I s = which ? _mm512_srai_epi32(*pair, 16)
+                        : _mm512_srai_epi32(_mm512_slli_epi32(*pair, 16), 16);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) sum[t] = add(sum[t], _mm512_mullo_epi32(acc[t], s));
+    } else {
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) sum[t] = acc[t];
+    }
+  }
+};
+
+}  // namespace
+}  // namespace tmk

@@ -1,0 +1,87 @@
+"""Builds the native library, one translation unit for each instruction set.
+
+A missing or failing compiler is no error: the package then installs without the library, and
+tramontane runs through torch.
+"""
+
+from __future__ import annotations
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [f"-mavx512{part}" for part in ("f", "bw", "vl", "dq", "vnni")]
+FLAGS = [
+    "-std=c++17",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-g0",
+]
+SOURCES: dict[str, list[str]] = {
+    "native/isa_portable.cpp": ["-O2"],
+    "native/api.cpp": ["-O2"],
+    "native/pack.cpp": ["-O3"],
+}
+if X86:
+    SOURCES["native/isa_avx2.cpp"] = ["-O3", *AVX2]
+    SOURCES["native/isa_avx512.cpp"] = ["-O3", *AVX2, *AVX512, "-mprefer-vector-width=512"]
+HEADERS = sorted(
+    str(path)
+    for kind in ("*.h", "*.inl")
+    for path in Path(__file__).parent.joinpath("native").glob(kind)
+)
+
+
+class BuildNative(build_ext):
+    """Compiles each source with its own flags, several at a time."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            self._build(ext)
+        except Exception as error:
+            self.warn(f"native kernels are not built, torch will be used: {error}")
+
+    def _build(self, ext: Extension) -> None:
+        macros: list[Any] = [("TMK_X86", "1")] if X86 else []
+
+        def compiled(source: str) -> list[str]:
+            objects: list[str] = self.compiler.compile(
+                [source],
+                output_dir=self.build_temp,
+                macros=macros,
+                extra_postargs=[*FLAGS, *SOURCES[source]],
+                depends=HEADERS,
+            )
+            return objects
+
+        with ThreadPoolExecutor(4) as pool:
+            objects = [name for part in pool.map(compiled, ext.sources) for name in part]
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.compiler.link_shared_object(
+            objects, str(target), extra_postargs=["-fopenmp"], target_lang="c++"
+        )
+
+    def copy_extensions_to_source(self) -> None:
+        # Nothing to copy when nothing was built.
+        if any(Path(self.get_ext_fullpath(ext.name)).exists() for ext in self.extensions):
+            super().copy_extensions_to_source()
+
+    def get_outputs(self) -> list[str]:
+        outputs: list[str] = [name for name in super().get_outputs() if Path(name).exists()]
+        return outputs
+
+
+setup(
+    ext_modules=[Extension("tramontane_kernels_cpu._native", list(SOURCES), optional=True)],
+    cmdclass={"build_ext": BuildNative},
+)

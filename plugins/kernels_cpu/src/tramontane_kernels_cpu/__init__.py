@@ -1,0 +1,1 @@
+"""Native CPU kernels for tramontane: quantized linear layers, attention, gated MLP."""

@@ -1,0 +1,109 @@
+"""The native library: where it is, which instruction set it uses, how it is called."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+
+from tramontane.errors import ConfigError
+
+ENVIRONMENT = "TRAMONTANE_CPU_ISA"
+"""``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best."""
+
+ISAS = ("auto", "portable", "avx2", "avx512")
+_TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
+_VERSION = 1
+
+_int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "tmk_version": (_long, ()),
+    "tmk_select": (ctypes.c_char_p, (ctypes.c_char_p,)),
+    "tmk_packed_bytes": (_long, (_int, _long, _long)),
+    "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _int)),
+    "tmk_linear": (_long, (_pointer, _int, _pointer, _long, _long, _pointer, _pointer, _int)),
+    "tmk_linear_one": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
+    "tmk_gated_mlp": (
+        _long,
+        (_pointer, _pointer, _pointer, _int, _pointer, _long, _long, _pointer, _int),
+    ),
+    "tmk_attention": (
+        _long,
+        (_pointer, _pointer, _long, _long, *[_pointer] * 3, _long, _long, _pointer, _int),
+    ),
+}
+
+
+@frozen
+class Native:
+    """The loaded library.
+
+    Attributes:
+        isa: instruction set in use.
+        calls: the functions; each lets other Python threads run.
+    """
+
+    isa: str
+    calls: Any
+
+
+def native() -> Native | None:
+    """The library, or None where it cannot be used; `why_not` says why."""
+    found = _load()
+    return found if isinstance(found, Native) else None
+
+
+def why_not() -> str | None:
+    """Why the library is not used, or None when it is."""
+    found = _load()
+    return found if isinstance(found, str) else None
+
+
+def check(status: int) -> None:
+    """Turn a negative result into an error; those are faults of ours, or memory."""
+    if status >= 0:
+        return
+    if status == -4:
+        raise MemoryError("the native kernels could not allocate their working memory")
+    reasons = {-1: "unknown weight type", -2: "shapes disagree", -3: "a scale is not finite"}
+    raise RuntimeError(f"native kernel: {reasons.get(status, status)}")
+
+
+@cache
+def _load() -> Native | str:
+    asked = os.environ.get(ENVIRONMENT, "auto").lower()
+    if asked not in ISAS + _TESTED:
+        raise ConfigError(f"{ENVIRONMENT} is {asked!r}; use one of {', '.join(ISAS)}")
+    folder = Path(__file__).parent
+    names = [f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next((folder / name for name in names if (folder / name).exists()), None)
+    if path is None:
+        return (
+            "the native library was not built; install a C++ compiler (g++ or clang with OpenMP) "
+            "and reinstall tramontane-kernels-cpu"
+        )
+    try:
+        # After torch, whose OpenMP runtime and threads it then shares.
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        return f"the native library cannot be loaded: {error}; reinstall tramontane-kernels-cpu"
+    if library.tmk_version() != _VERSION:
+        return "the native library is of another version; reinstall tramontane-kernels-cpu"
+    name = library.tmk_select(asked.encode())
+    if name is None:
+        raise ConfigError(f"{ENVIRONMENT} is {asked!r}, which this processor does not have")
+    return Native(name.decode(), library)
+
+
+def threads() -> int:
+    """Threads a call may use: torch's setting, which follows OMP_NUM_THREADS."""
+    return torch.get_num_threads()

@@ -1,0 +1,51 @@
+"""Quantized linear: weights in their blocks, activations in int8, float32 in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tramontane.protocols import PackedWeight
+from tramontane_kernels_cpu.library import check, native, threads
+from tramontane_kernels_cpu.weights import TYPES, NativeWeight, repack
+
+
+def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``, activations rounded to int8 with a scale every 32 columns (256 for
+    K-quants).
+
+    Args:
+        x: [..., in].
+        weight: what `prepare` made.
+        bias: [out] or None.
+
+    Returns:
+        [..., out] in the type of ``x``.
+    """
+    rows, cols = weight.shape
+    h = x.reshape(-1, cols).to(torch.float32).contiguous()
+    out = torch.empty(h.shape[0], rows)
+    library = native()
+    assert library is not None
+    check(
+        library.calls.tmk_linear_one(
+            weight.address, h.data_ptr(), cols, h.shape[0], out.data_ptr(), rows, threads()
+        )
+    )
+    if bias is not None:
+        out += bias
+    return out.to(x.dtype).view(*x.shape[:-1], rows)
+
+
+def supports(**facts: Any) -> bool:
+    return facts.get("format") in TYPES and native() is not None
+
+
+def prepare(weight: PackedWeight) -> NativeWeight:
+    return repack(weight)
+
+
+packed_linear.supports = supports  # type: ignore[attr-defined]
+packed_linear.prepare = prepare  # type: ignore[attr-defined]

@@ -1,0 +1,125 @@
+"""Weights repacked for the kernels, once, when a model is bound."""
+
+from __future__ import annotations
+
+import ctypes
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from tramontane.errors import CheckpointError
+from tramontane.protocols import PackedWeight
+from tramontane_kernels_cpu.library import check, native, threads
+
+TYPES = {
+    "gguf.q4_0": 2,
+    "gguf.q4_1": 3,
+    "gguf.q5_0": 6,
+    "gguf.q5_1": 7,
+    "gguf.q8_0": 8,
+    "gguf.q2_k": 10,
+    "gguf.q3_k": 11,
+    "gguf.q4_k": 12,
+    "gguf.q5_k": 13,
+    "gguf.q6_k": 14,
+    "gguf.q8_k": 15,
+    "gguf.iq4_nl": 20,
+    "gguf.iq4_xs": 23,
+    "gguf.mxfp4": 39,
+}
+"""Formats the kernels multiply with, and the library's number for each."""
+
+_K_QUANTS = frozenset({10, 11, 12, 13, 14, 23})
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+        ("rows", ctypes.c_int64),
+        ("cols", ctypes.c_int64),
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+    )
+
+
+class NativeWeight:
+    """A matrix in the panels of the instruction set in use.
+
+    Attributes:
+        shape: (out, in).
+        data: the panels; no larger than the original but for rounding up of rows.
+        super_columns: columns under one float scale, 32 or 256.
+        address: of the C record, for calls.
+    """
+
+    def __init__(self, weight: PackedWeight, bias: Tensor | None = None) -> None:
+        library = native()
+        assert library is not None
+        *experts, rows, cols = weight.shape
+        if experts not in ([], [1]):
+            raise ValueError(f"a stack of {experts} matrices is no linear weight")
+        kind = TYPES[weight.format]
+        blocks: Tensor = weight.blocks.contiguous()  # type: ignore[attr-defined]
+        size = library.calls.tmk_packed_bytes(kind, rows, cols)
+        check(size)
+        self.shape = (rows, cols)
+        self.super_columns = 256 if kind in _K_QUANTS else 32
+        self.data = _aligned(size)
+        status = library.calls.tmk_pack(
+            kind, rows, cols, blocks.data_ptr(), self.data.data_ptr(), threads()
+        )
+        if status == -3:
+            raise CheckpointError(
+                f"a weight of type {weight.format} and shape {list(weight.shape)} has a block "
+                f"whose scale is not a finite number; the file is damaged"
+            )
+        check(status)
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self._record = _Linear(
+            kind,
+            0,
+            rows,
+            cols,
+            self.data.data_ptr(),
+            None if self.bias is None else self.bias.data_ptr(),
+        )
+        self.address = ctypes.addressof(self._record)
+
+    def biased(self, bias: Tensor) -> NativeWeight:
+        """The same panels with a bias."""
+        twin = object.__new__(NativeWeight)
+        twin.shape, twin.data = self.shape, self.data
+        twin.super_columns = self.super_columns
+        twin.bias = bias.detach().float().contiguous()
+        record = _Linear()
+        ctypes.pointer(record)[0] = self._record
+        record.bias = twin.bias.data_ptr()
+        twin._record, twin.address = record, ctypes.addressof(record)
+        return twin
+
+
+_packed: WeakKeyDictionary[PackedWeight, NativeWeight] = WeakKeyDictionary()
+
+
+def repack(weight: PackedWeight) -> NativeWeight:
+    """The panels of ``weight``; made once however many modules share it.
+
+    Raises:
+        CheckpointError: a block's scale is NaN or infinite.
+    """
+    if weight not in _packed:
+        _packed[weight] = NativeWeight(weight)
+        # What was read from a file need not stay in memory beside its panels.
+        release = getattr(weight, "release", None)
+        if release is not None:
+            release()
+    return _packed[weight]
+
+
+def _aligned(size: int) -> Tensor:
+    """Bytes that begin at a cache line."""
+    raw = torch.empty(size + 64, dtype=torch.uint8)
+    start = -raw.data_ptr() % 64
+    return raw[start : start + size]

@@ -1,0 +1,169 @@
+"""Native quantized linear against the reference, on every instruction set this machine has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tramontane.errors import CheckpointError
+from tramontane.kernels import reference
+from tramontane_gguf.blocks import GgmlWeight
+from tramontane_gguf.types import BY_NAME
+from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
+from tramontane_kernels_cpu.linear import packed_linear, prepare
+from tramontane_kernels_cpu.weights import TYPES
+
+pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
+
+# Where float16 scales lie in a block, by type.
+HALVES = {
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q2_k": (80, 82),
+    "q3_k": (108,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
+    "iq4_nl": (0,),
+    "iq4_xs": (0,),
+}
+NAMES = [name.removeprefix("gguf.") for name in TYPES]
+
+
+def random_weight(name: str, rows: int, cols: int, seed: int = 0) -> GgmlWeight:
+    """Every code equally likely, scales positive and finite."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = BY_NAME[name]
+    n = rows * cols // kind.block_size
+    blocks = torch.randint(0, 256, (n, kind.type_size), generator=generator, dtype=torch.uint8)
+    for at in HALVES.get(name, ()):
+        scale = (torch.rand(n, generator=generator) * 0.01 + 0.001).half()
+        blocks[:, at : at + 2] = scale.view(torch.uint8).view(n, 2)
+    if name == "mxfp4":
+        exponent = torch.randint(118, 124, (n,), generator=generator)
+        blocks[:, 0] = exponent.to(torch.uint8)
+    if name == "q8_k":
+        scale = torch.rand(n, generator=generator) * 0.01
+        blocks[:, :4] = scale.view(torch.uint8).view(n, 4)
+    return GgmlWeight.from_name(blocks.view(-1), name, (rows, cols))
+
+
+def whole_numbers(tokens: int, cols: int) -> torch.Tensor:
+    """Activations that int8 holds exactly: whole, and 127 in every group of 32."""
+    x = torch.randint(-127, 128, (tokens, cols), generator=torch.Generator().manual_seed(1)).float()
+    x[:, ::32] = 127
+    return x
+
+
+def exact(x: torch.Tensor, weight: GgmlWeight) -> torch.Tensor:
+    return x.double() @ weight.dequantize().double().T
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [1, 8, 17, 40])
+def test_exact_activations_give_the_exact_product(name: str, rows: int) -> None:
+    weight = random_weight(name, rows, 768)
+    packed = prepare(weight)
+    for tokens in (1, 2, 3, 4, 5, 9, 17, 33):
+        x = whole_numbers(tokens, 768)
+        want = exact(x, weight)
+        got = packed_linear(x, packed)
+        assert got.shape == want.shape
+        assert (got - want).abs().max() <= 2e-6 * want.abs().max(), (name, rows, tokens)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounding_of_activations_is_all_that_is_lost(name: str) -> None:
+    weight = random_weight(name, 96, 1024)
+    x = torch.randn(7, 1024, generator=torch.Generator().manual_seed(2))
+    size = 256 if (name.endswith("_k") and name != "q8_k") or name == "iq4_xs" else 32
+    groups = x.view(7, -1, size)
+    step = groups.abs().amax(-1, keepdim=True) / 127
+    rounded = ((groups / step).round() * step).view(7, 1024)
+    want = exact(rounded, weight)
+    got = packed_linear(x, prepare(weight))
+    assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+    reference_result = reference.packed_linear(x, weight)
+    assert (got - reference_result).norm() <= 0.03 * reference_result.norm()
+
+
+def test_many_tokens_equal_one_at_a_time() -> None:
+    weight = prepare(random_weight("q4_k", 100, 512))
+    x = torch.randn(131, 512, generator=torch.Generator().manual_seed(3))
+    together = packed_linear(x, weight)
+    alone = torch.cat([packed_linear(row[None], weight) for row in x])
+    assert torch.equal(together, alone)
+
+
+def test_shapes_types_and_bias() -> None:
+    weight = random_weight("q8_0", 33, 64)
+    packed = prepare(weight)
+    bias = torch.randn(33)
+    x = whole_numbers(6, 64).view(2, 3, 64)
+    assert packed_linear(x, packed, bias).shape == (2, 3, 33)
+    torch.testing.assert_close(packed_linear(x, packed, bias) - bias, packed_linear(x, packed))
+    assert packed_linear(x[:, :0], packed).shape == (2, 0, 33)
+    assert packed_linear(x.bfloat16(), packed).dtype == torch.bfloat16
+    every_other = torch.stack((x, x), -1)[..., 0]
+    assert not every_other.is_contiguous()
+    assert torch.equal(packed_linear(every_other, packed), packed_linear(x, packed))
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k", "q8_0"])
+def test_odd_activations_stay_in_their_token(name: str) -> None:
+    weight = random_weight(name, 24, 256)
+    packed = prepare(weight)
+    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(4))
+    clean = packed_linear(x, packed)
+    x[1, 5], x[2, 77], x[3], x[4] = torch.nan, torch.inf, 0.0, 1e-40
+    got = packed_linear(x, packed)
+    assert got[1].isnan().all()
+    assert not got[2].isfinite().any()
+    assert (got[3] == 0).all()
+    assert got[4].abs().max() < 1e-30
+    assert torch.equal(got[[0, 5]], clean[[0, 5]])
+    large = packed_linear(torch.full((1, 256), 1e30), packed)
+    assert large.isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_scale_that_is_no_number_is_refused(value: float) -> None:
+    weight = random_weight("q4_k", 16, 512)
+    broken = torch.tensor([value]).half().view(torch.uint8)
+    weight.blocks.view(-1, 144)[5, :2] = broken
+    with pytest.raises(CheckpointError, match=r"gguf\.q4_k.*scale is not a finite number"):
+        prepare(weight)
+
+
+def test_one_weight_is_packed_once() -> None:
+    weight = random_weight("q4_0", 16, 64)
+    assert prepare(weight) is prepare(weight)
+
+
+@pytest.mark.parametrize("isa", ["portable", "portable16", "avx2", "avx512"])
+def test_other_instruction_sets(isa: str) -> None:
+    """The library settles for one at start, so each needs a process of its own."""
+    used = native()
+    assert used is not None
+    if isa == used.isa or os.environ.get(ENVIRONMENT):
+        pytest.skip(f"this run uses {used.isa} already")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    command += ["--import-mode=importlib", "-k", "not instruction_sets"]
+    done = subprocess.run(
+        command,
+        env={**os.environ, ENVIRONMENT: isa},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if "which this processor does not have" in done.stdout + done.stderr:
+        pytest.skip(f"this processor lacks {isa}")
+    assert done.returncode == 0, done.stdout[-3000:]
