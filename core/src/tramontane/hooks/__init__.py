@@ -14,6 +14,7 @@ from tramontane.hooks.specs import (
     PipelineSpec,
     QuantizerSpec,
     Spec,
+    ToolFormatSpec,
     ToolSource,
     TransportSpec,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "PluginManager",
     "QuantizerSpec",
     "Spec",
+    "ToolFormatSpec",
     "ToolSource",
     "TransportSpec",
     "hookimpl",

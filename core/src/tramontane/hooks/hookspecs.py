@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelSpec,
         PipelineSpec,
         QuantizerSpec,
+        ToolFormatSpec,
         ToolSource,
         TransportSpec,
     )
@@ -78,6 +79,11 @@ def tramontane_executors() -> Iterable[ExecutorSpec]:
 @hookspec
 def tramontane_models() -> Iterable[ModelSpec]:
     """Models that travel inside a distribution and can be named as ``model_id``."""
+
+
+@hookspec
+def tramontane_tool_formats() -> Iterable[ToolFormatSpec]:
+    """Ways of writing tool calls, chosen by what a model's chat template mentions."""
 
 
 @hookspec

@@ -33,13 +33,18 @@ from tramontane.hooks.specs import (
     ModelSpec,
     PipelineSpec,
     QuantizerSpec,
+    ToolFormatSpec,
     ToolSource,
     TransportSpec,
 )
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = ("tramontane.loading.plugin", "tramontane.pipeline.plugin")
+BUILT_IN = (
+    "tramontane.loading.plugin",
+    "tramontane.pipeline.plugin",
+    "tramontane.text.tool_calls.plugin",
+)
 """Core's own plug-in modules: they take the same road as everybody else's."""
 
 SPEC_HOOKS: dict[str, type[Any]] = {
@@ -52,6 +57,7 @@ SPEC_HOOKS: dict[str, type[Any]] = {
     "kernels": KernelSpec,
     "executors": ExecutorSpec,
     "models": ModelSpec,
+    "tool_formats": ToolFormatSpec,
 }
 """Kind of spec → its class. The hook is called ``tramontane_<kind>``."""
 
@@ -113,7 +119,7 @@ def _built_in() -> Iterator[_Candidate]:
     except metadata.PackageNotFoundError:
         version = "unknown"
     for module in BUILT_IN:
-        yield _Candidate(module.split(".")[1], module, "tramontane", version)
+        yield _Candidate(module.split(".")[-2], module, "tramontane", version)
 
 
 def _installed() -> list[_Candidate]:

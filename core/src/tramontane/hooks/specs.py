@@ -142,6 +142,23 @@ class ExecutorSpec(Spec):
 
 
 @frozen(kw_only=True)
+class ToolFormatSpec(Spec):
+    """A way of writing tool calls. The target is a `tramontane.text.tool_calls.events.ToolFormat`
+    class.
+
+    Attributes:
+        markers: texts that a chat template of such a model mentions, all of them. Of several
+            formats that fit, the one with most text in its markers is chosen.
+        tokens: special tokens that calls are written with; they are not left out of the text.
+        whole_answer: the format shapes every answer, also where no tools are offered.
+    """
+
+    markers: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    whole_answer: bool = False
+
+
+@frozen(kw_only=True)
 class ModelSpec:
     """A model that travels inside a plug-in and can be named as ``model_id``.
 
