@@ -143,7 +143,7 @@ def config_of(
         config[family.norm_eps] = meta.number(rms if rms in meta and plain not in meta else plain)
     if 0 < rotary_dim < head_dim:
         config["partial_rotary_factor"] = rotary_dim / head_dim
-    window = meta.integer(p + "attention.sliding_window", 0)
+    window = meta.integer(p + "attention.sliding_window", family.constants.get("sliding_window", 0))
     config["sliding_window"] = window or None
     for key, source in family.fields.items():
         if p + source in meta and (experts or "expert" not in source):
@@ -152,6 +152,9 @@ def config_of(
     if "no_rope_layer_interval" in config:
         interval = config["no_rope_layer_interval"]
         config["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(layers)]
+    if family.name in _LAYERS_OF_27B:
+        large = layers == _LAYERS_OF_27B[family.name]
+        config["query_pre_attn_scalar"] = hidden // heads if large else head_dim
     for token in ("bos", "eos"):
         key = f"tokenizer.ggml.{token}_token_id"
         if key in meta and 0 <= meta.integer(key) < vocab_size:
@@ -160,6 +163,9 @@ def config_of(
 
 
 _THETA = {"starcoder2": 100_000.0}
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
+"""What llama.cpp too goes by: in the largest models scores are scaled by the width shared out over
+the heads, in the others by the head size. The file does not say it."""
 
 
 def rope_scaling(meta: Metadata, family: Family, factors: Factors) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Gemma, Gemma 2 and the text side of Gemma 3 for tramontane."""
