@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from tramontane.text import Tokenizer
+from tramontane.text.tokenizer import Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>"]
 

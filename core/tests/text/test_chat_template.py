@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tramontane.errors import SourceError, TemplateError, ValidationError
-from tramontane.text import ChatTemplate, find_chat_template
+from tramontane.text.chat_template import ChatTemplate, find_chat_template
 
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tramontane.errors import TemplateError
-from tramontane.text import ChatTemplate
+from tramontane.text.chat_template import ChatTemplate
 
 TEMPLATES = [
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use",

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tramontane.text import Detokenizer, Tokenizer
+from tramontane.text.detokenizer import Detokenizer
+from tramontane.text.tokenizer import Tokenizer
 
 RELAXED = settings(
     max_examples=120,

@@ -10,13 +10,13 @@ import tokenizers
 from tokenizers import models
 
 from tramontane.errors import ConfigError, SourceError
-from tramontane.text import (
-    Tokenizer,
+from tramontane.text.generation_config import (
     end_of_turn_ids,
+    eos_ids,
     read_generation_config,
     sampling_defaults,
 )
-from tramontane.text.generation_config import eos_ids
+from tramontane.text.tokenizer import Tokenizer
 
 
 def test_reading(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tramontane.errors import ValidationError
-from tramontane.text import StopMatcher
+from tramontane.text.stops import StopMatcher
 
 TEXT = st.text(alphabet="abc", max_size=24)
 STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=5), max_size=4)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tramontane.errors import ConfigError, SourceError, TramontaneError, ValidationError
-from tramontane.text import Tokenizer
+from tramontane.text.tokenizer import Tokenizer
 
 REAL = ["models/tinystories-656k", "tokenizers/phi-2", "tokenizers/qwen3"]
 TEXTS = [
