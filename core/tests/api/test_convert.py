@@ -29,6 +29,8 @@ from tramontane.api import (
     CompletionResponse,
     Delta,
     EmbeddingRequest,
+    ExecutedToolCall,
+    FunctionDelta,
     ImageChoice,
     ImageGenerationResponse,
     Logprobs,
@@ -40,6 +42,7 @@ from tramontane.api import (
     ResponseMessage,
     SpeechGenerationResponse,
     TextAutoMapParams,
+    ToolCallDelta,
     ToolCallResponse,
     TopLogprob,
     Usage,
@@ -70,6 +73,8 @@ TOKEN = ResponseLogprob(
     top_logprobs=[TopLogprob(token="é", logprob=-0.5, bytes=[195, 169])],
 )
 CALL = ToolCallResponse(id="call-1", function=CalledFunction(name="f", arguments="{}"))
+MORE = ToolCallDelta(index=1, id="call-2", type="function", function=FunctionDelta(name="g"))
+RUN = ExecutedToolCall(round=0, id="call-1", name="f", arguments="{}", result="42")
 LOCATION = ApproximateUserLocation("Avignon", "France", "Vaucluse", "Europe/Paris")
 WEB = WebSearchOptions("high", WebSearchUserLocation.approximate(LOCATION), "s", "e")
 PROCESS = McpServerSourcePy.Process("server", ["--root", "/tmp"], None, {"LEVEL": "debug"})
@@ -125,7 +130,10 @@ OBJECTS = [
     CALL,
     CALL.function,
     ResponseMessage(tool_calls=[CALL], reasoning_content="hm"),
-    Delta(content="x"),
+    Delta(content="x", tool_calls=[MORE]),
+    MORE,
+    MORE.function,
+    RUN,
     Choice(finish_reason="stop", message=ResponseMessage(content="x"), logprobs=Logprobs()),
     ChunkChoice(delta=Delta(content="x"), logprobs=TOKEN),
     ChatCompletionResponse(
@@ -262,8 +270,7 @@ def test_broken_json(text: str | bytes) -> None:
 
 
 def test_responses_offer_their_data() -> None:
-    response = OBJECTS[15]
-    assert isinstance(response, ChatCompletionResponse)
+    response = next(each for each in OBJECTS if isinstance(each, ChatCompletionResponse))
     data = response.to_dict()
     assert response.model_dump() == data
     assert json.loads(response.to_json()) == json.loads(response.model_dump_json()) == data

@@ -18,6 +18,10 @@ def _call_type(value: Any) -> Any:
     return member(ToolCallType, value)
 
 
+def _call_type_or_none(value: Any) -> Any:
+    return None if value is None else _call_type(value)
+
+
 def _now() -> int:
     return int(time.time())
 
@@ -86,6 +90,64 @@ class ToolCallResponse(Record):
 
 
 @define(kw_only=True)
+class FunctionDelta(Record):
+    """More of what the model wants called.
+
+    Attributes:
+        name: in the call's first delta only.
+        arguments: the next piece of the JSON text; all pieces together are the arguments.
+    """
+
+    name: str | None = None
+    arguments: str = ""
+
+
+@define(kw_only=True)
+class ToolCallDelta(Record):
+    """What a chunk adds to one tool call.
+
+    A call stands when its choice ends with the finish reason ``"tool_calls"``. One that the
+    answer's end cuts off, or that turns out to be malformed, comes back as content: its arguments
+    are then no JSON object.
+
+    Attributes:
+        index: which call of the answer.
+        id, type: in the call's first delta only.
+    """
+
+    index: int = 0
+    id: str | None = None
+    type: ToolCallType | None = field(default=None, converter=_call_type_or_none)
+    function: FunctionDelta
+
+    @property
+    def tp(self) -> ToolCallType | None:
+        """``type`` under its mistralrs name."""
+        return self.type
+
+
+@define(kw_only=True)
+class ExecutedToolCall(Record):
+    """A tool call that was run, or tried, while the answer was made.
+
+    Attributes:
+        round: which turn of the model called it, from 0.
+        id, name, arguments: as the model called it.
+        result: the text that the model was given.
+        is_error: whether that text tells of a failure.
+        seconds: how long it took.
+    """
+
+    round: int
+    id: str
+    name: str
+    arguments: str
+    result: str
+    is_error: bool = False
+    seconds: float = 0.0
+
+
+@define(kw_only=True)
 class ResponseMessage(Record):
     """The answer.
 
@@ -107,7 +169,7 @@ class Delta(Record):
 
     content: str | None = None
     role: str = "assistant"
-    tool_calls: list[ToolCallResponse] | None = None
+    tool_calls: list[ToolCallDelta] | None = None
     reasoning_content: str | None = None
 
 
@@ -168,6 +230,9 @@ class ChatCompletionResponse(Record):
 
     Attributes:
         created: Unix time in seconds.
+        executed_tool_calls: what automatic tool rounds ran, in order; None without any.
+        tool_messages: the messages of those rounds. A conversation that goes on has them between
+            the request's messages and the answer.
     """
 
     id: str
@@ -177,6 +242,8 @@ class ChatCompletionResponse(Record):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     object: str = "chat.completion"
     usage: Usage
+    executed_tool_calls: list[ExecutedToolCall] | None = None
+    tool_messages: list[dict[str, Any]] | None = None
 
 
 @define(kw_only=True)
@@ -185,6 +252,7 @@ class ChatCompletionChunkResponse(Record):
 
     Attributes:
         usage: on the last chunk only.
+        executed_tool_calls: on the chunk that ends an automatic tool round, what it ran.
     """
 
     id: str
@@ -194,6 +262,7 @@ class ChatCompletionChunkResponse(Record):
     system_fingerprint: str = SYSTEM_FINGERPRINT
     object: str = "chat.completion.chunk"
     usage: Usage | None = None
+    executed_tool_calls: list[ExecutedToolCall] | None = None
 
 
 @define(kw_only=True)

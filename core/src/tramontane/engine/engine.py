@@ -126,6 +126,7 @@ class Engine:
         ignore_eos: bool = False,
         cache_root: bytes = b"",
         new_text: bool = False,
+        shown: frozenset[int] = frozenset(),
     ) -> Sequence:
         """Make a sequence for `submit`; see `Sequence`. Choices of one request that states a seed
         differ by ``index``."""
@@ -145,6 +146,7 @@ class Engine:
             ignore_eos=ignore_eos,
             cache_root=cache_root,
             new_text=new_text,
+            shown=shown,
         )
 
     def submit(self, seqs: Iterable[Sequence]) -> None:

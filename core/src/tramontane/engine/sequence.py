@@ -116,6 +116,7 @@ class Sequence:
         ignore_eos: bool = False,
         cache_root: bytes = b"",
         new_text: bool = False,
+        shown: frozenset[int] = frozenset(),
     ) -> Sequence:
         """Build a sequence with its sampler state and transcript.
 
@@ -123,13 +124,14 @@ class Sequence:
             output: a queue shared with the request's other sequences; None for one of its own.
             new_text: the output is a text of its own, as an answer is, and no continuation of
                 the prompt's: a SentencePiece tokenizer then puts no space before its first word.
+            shown: special tokens that are part of the output's text; the others are left out.
             seed: overrides ``params.seed``, so that several choices of one request differ.
         """
         return cls(
             prompt_ids=prompt_ids,
             params=params,
             sampler_state=SamplerState(params, prompt_ids, seed=seed),
-            transcript=Transcript(tokenizer, [] if new_text else prompt_ids, params),
+            transcript=Transcript(tokenizer, [] if new_text else prompt_ids, params, shown),
             output=OutputQueue() if output is None else output,
             index=index,
             ignore_eos=ignore_eos,

@@ -18,11 +18,20 @@ class Transcript:
     to a stop string, and log probabilities that keep step with the text.
 
     Tokens that give no text yet wait here and travel with the next delta.
+
+    Args:
+        shown: special tokens that are part of the text; the others are left out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int], params: SamplingParams) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, shown=shown)
         self._stops = StopMatcher(params.stop_strings) if params.stop_strings else None
         self._wants_logprobs = params.logprobs
         self._text = ""

@@ -9,6 +9,7 @@ from typing import Protocol
 from attrs import define, field
 
 from tramontane.api import (
+    CalledFunction,
     ChatCompletionChunkResponse,
     ChatCompletionResponse,
     Choice,
@@ -17,16 +18,27 @@ from tramontane.api import (
     CompletionChunkChoice,
     CompletionChunkResponse,
     CompletionResponse,
+    FunctionDelta,
     Logprobs,
     ResponseLogprob,
     ResponseMessage,
+    ToolCallDelta,
+    ToolCallResponse,
     TopLogprob,
     Usage,
 )
 from tramontane.api import Delta as MessageDelta
 from tramontane.engine.output import Delta, TokenLogprob
 from tramontane.engine.sequence import Timings
-from tramontane.text.reasoning import ReasoningSplitter
+from tramontane.text.tool_calls.events import (
+    CallArguments,
+    CallBegun,
+    CallBroken,
+    Said,
+    Thought,
+    TurnEvent,
+)
+from tramontane.text.turn import TurnReader
 
 
 class Generated(Protocol):
@@ -102,11 +114,72 @@ def _by_token(
 class _Choice:
     """One answer in the making."""
 
-    splitter: ReasoningSplitter | None
     content: list[str] = field(factory=list)
-    reasoning: list[str] = field(factory=list)
     logprobs: list[ResponseLogprob] = field(factory=list)
     finish_reason: str = "error"
+
+
+@define(eq=False)
+class _ChatChoice(_Choice):
+    """One answer of a chat in the making."""
+
+    reader: TurnReader = field(kw_only=True)
+    reasoning: list[str] = field(factory=list)
+    calls: dict[int, ToolCallResponse] = field(factory=dict)
+
+    def take(self, events: list[TurnEvent]) -> MessageDelta | None:
+        """Keep what ``events`` tell, and make a delta of it; None of nothing."""
+        said: list[str] = []
+        thought: list[str] = []
+        calls: dict[int, ToolCallDelta] = {}
+        for event in events:
+            match event:
+                case Said(text):
+                    said.append(text)
+                case Thought(text):
+                    thought.append(text)
+                case CallBegun(index, call_id, name):
+                    function = CalledFunction(name=name, arguments="")
+                    self.calls[index] = ToolCallResponse(id=call_id, function=function)
+                    calls[index] = ToolCallDelta(
+                        index=index,
+                        id=call_id,
+                        type=self.calls[index].type,
+                        function=FunctionDelta(name=name),
+                    )
+                case CallArguments(index, text):
+                    self.calls[index].function.arguments += text
+                    more = ToolCallDelta(index=index, function=FunctionDelta())
+                    calls.setdefault(index, more).function.arguments += text
+                case CallBroken(index):
+                    del self.calls[index]
+        self.content += said
+        self.reasoning += thought
+        if not (said or thought or calls):
+            return None
+        return MessageDelta(
+            content="".join(said) or None,
+            reasoning_content="".join(thought) or None,
+            tool_calls=list(calls.values()) or None,
+        )
+
+    def finish(self, reason: str) -> MessageDelta | None:
+        """No more text comes. A turn that the model ended with calls ends because of them; one
+        that was cut off keeps those that are whole."""
+        delta = self.take(self.reader.flush())
+        self.finish_reason = "tool_calls" if self.calls and reason == "stop" else reason
+        return delta
+
+    def message(self) -> ResponseMessage:
+        calls = list(self.calls.values())
+        for index, call in enumerate(calls):
+            call.index = index
+        content = "".join(self.content)
+        return ResponseMessage(
+            content=None if calls and not content else content,
+            reasoning_content="".join(self.reasoning) or None,
+            tool_calls=calls or None,
+        )
 
 
 class ChatAnswer:
@@ -115,7 +188,7 @@ class ChatAnswer:
     Args:
         model: shown in the response.
         sequences: one a choice, for usage.
-        splitters: one a choice; None where the model does not think.
+        readers: one a choice.
         logprobs: whether the response carries log probabilities.
     """
 
@@ -123,14 +196,14 @@ class ChatAnswer:
         self,
         model: str,
         sequences: Sequence[Generated],
-        splitters: Sequence[ReasoningSplitter | None],
+        readers: Sequence[TurnReader],
         *,
         logprobs: bool,
     ) -> None:
         self._id = f"chatcmpl-{uuid.uuid4()}"
         self._model = model
         self._sequences = sequences
-        self._choices = [_Choice(splitter) for splitter in splitters]
+        self._choices = [_ChatChoice(reader=reader) for reader in readers]
         self._open = len(self._choices)
         self._wants_logprobs = logprobs
 
@@ -138,18 +211,17 @@ class ChatAnswer:
         choice = self._choices[delta.index]
         parts: list[ChunkChoice] = []
         for text, logprob in _by_token(delta.text, delta.logprobs):
-            message = self._message(choice, text, last=False)
+            message = choice.take(choice.reader.push(text))
             if message is not None or logprob is not None:
                 part = message or MessageDelta(content="")
                 parts.append(ChunkChoice(index=delta.index, delta=part, logprobs=logprob))
             if logprob is not None:
                 choice.logprobs.append(logprob)
         if delta.finish_reason is not None:
-            choice.finish_reason = delta.finish_reason
             self._open -= 1
-            rest = self._message(choice, "", last=True)
+            rest = choice.finish(delta.finish_reason)
             last = ChunkChoice(
-                index=delta.index, delta=rest or MessageDelta(), finish_reason=delta.finish_reason
+                index=delta.index, delta=rest or MessageDelta(), finish_reason=choice.finish_reason
             )
             parts.append(last)
         made = [
@@ -160,29 +232,12 @@ class ChatAnswer:
             made[-1].usage = usage_of(self._sequences)
         return made
 
-    def _message(self, choice: _Choice, text: str, *, last: bool) -> MessageDelta | None:
-        """What new text adds to thinking and answer; None for nothing."""
-        thought, said = None, text
-        if choice.splitter is not None:
-            split = choice.splitter.flush() if last else choice.splitter.push(text)
-            thought, said = split.reasoning or None, split.content
-        if thought:
-            choice.reasoning.append(thought)
-        if said:
-            choice.content.append(said)
-        if not (thought or said):
-            return None
-        return MessageDelta(content=said or None, reasoning_content=thought)
-
     def response(self) -> ChatCompletionResponse:
         choices = [
             Choice(
                 index=index,
                 finish_reason=choice.finish_reason,
-                message=ResponseMessage(
-                    content="".join(choice.content),
-                    reasoning_content="".join(choice.reasoning) or None,
-                ),
+                message=choice.message(),
                 logprobs=Logprobs(content=choice.logprobs) if self._wants_logprobs else None,
             )
             for index, choice in enumerate(self._choices)
@@ -215,7 +270,7 @@ class CompletionAnswer:
         self._id = f"cmpl-{uuid.uuid4()}"
         self._model = model
         self._sequences = sequences
-        self._choices = [_Choice(None) for _ in sequences]
+        self._choices = [_Choice() for _ in sequences]
         self._open = len(self._choices)
         self._wants_logprobs = logprobs
         self._num_choices = num_choices

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from attrs import frozen
+
 from tramontane.api import (
     ChatCompletionChunkResponse,
     ChatCompletionRequest,
@@ -19,7 +21,7 @@ from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
 from tramontane.errors import TemplateError, UnsupportedError, ValidationError
-from tramontane.hooks.specs import ModelKind
+from tramontane.hooks.specs import ModelKind, ToolFormatSpec
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
 from tramontane.nn.rope import rope_regime
@@ -29,6 +31,8 @@ from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
 from tramontane.text.messages import text_messages
 from tramontane.text.reasoning import ReasoningSplitter
+from tramontane.text.tool_calls import choose_format, shown_tokens
+from tramontane.text.turn import TurnReader
 
 if TYPE_CHECKING:
     from tramontane.api import Usage
@@ -36,6 +40,23 @@ if TYPE_CHECKING:
 OnFinish = Callable[["Usage"], None]
 ChatStream = GenerationStream[ChatCompletionChunkResponse, ChatCompletionResponse]
 CompletionStream = GenerationStream[CompletionChunkResponse, CompletionResponse]
+
+
+@frozen
+class _Turn:
+    """A chat request as the model sees it.
+
+    Attributes:
+        source: text of the chat template.
+        prompt: what it rendered.
+        tools: those offered.
+        tool_format: how calls are written in the answer; None when none are looked for.
+    """
+
+    source: str
+    prompt: str
+    tools: list[dict[str, Any]]
+    tool_format: ToolFormatSpec | None
 
 
 class TextPipeline:
@@ -54,6 +75,7 @@ class TextPipeline:
         self._tokenizer = loaded.tokenizer
         self._config = loaded.config
         self._template = loaded.chat_template
+        self._plugins = options.plugins
         self._generation_config = loaded.generation_config
         self._facts = {
             "architecture": loaded.architecture.name,
@@ -104,14 +126,20 @@ class TextPipeline:
             raise UnsupportedError(
                 "response_format other than text is not in this release: leave it out"
             )
-        source, prompt = self._render(request)
-        prompt_ids = self._fitted(self._tokenizer.encode(prompt), request)
+        turn = self._turn(request)
+        prompt_ids = self._fitted(self._tokenizer.encode(turn.prompt), request)
         params = self._params(request)
         sequences, output = self._sequences(
-            request, prompt_ids, params, request.n_choices, on_finish, new_text=True
+            request,
+            prompt_ids,
+            params,
+            request.n_choices,
+            on_finish,
+            new_text=True,
+            shown=shown_tokens(turn.tool_format, self._tokenizer),
         )
-        splitters = [ReasoningSplitter.for_prompt(source, prompt) for _ in range(request.n_choices)]
-        answer = ChatAnswer(self.model_id, sequences, splitters, logprobs=request.logprobs)
+        readers = [self._reader(turn) for _ in range(request.n_choices)]
+        answer = ChatAnswer(self.model_id, sequences, readers, logprobs=request.logprobs)
         return self._submit(sequences, output, answer)
 
     def complete(self, request: CompletionRequest, *, on_finish: OnFinish) -> CompletionStream:
@@ -155,9 +183,8 @@ class TextPipeline:
         """
         unknown = next((t for t in tokens if not 0 <= t < self._config.vocab_size), None)
         if unknown is not None:
-            raise ValidationError(
-                f"token id {unknown} does not exist; this model has 0 to {self._config.vocab_size - 1}"
-            )
+            last = self._config.vocab_size - 1
+            raise ValidationError(f"token id {unknown} does not exist; this model has 0 to {last}")
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     # The pipeline protocol ----------------------------------------------------------------
@@ -184,14 +211,19 @@ class TextPipeline:
         if request.adapter is not None:
             raise UnsupportedError("adapters are not in this release: leave out adapter")
 
-    def _render(self, request: ChatCompletionRequest) -> tuple[str, str]:
-        """The template's source and the prompt it gives."""
+    def _turn(self, request: ChatCompletionRequest) -> _Turn:
+        """Render the prompt, and find out how to read the answer to it."""
         if self._template is None:
             raise TemplateError(
                 f"{self.model_id} has no chat template: pass chat_template=... to the Runner, or "
                 f"use send_completion_request, which needs none"
             )
-        tools = None if request.tool_choice is ToolChoice.NoTools else request.tool_schemas
+        tools = None if request.tool_choice is ToolChoice.NoTools else request.tool_schemas or None
+        if tools and not self._template.mentions_tools:
+            raise TemplateError(
+                f"tools were offered, but the chat template of {self.model_id} shows the model "
+                f"none: set tool_choice to none, or give the Runner a chat_template that does"
+            )
         effort = request.reasoning_effort
         prompt = self._template.render(
             text_messages(request.messages),
@@ -200,7 +232,19 @@ class TextPipeline:
             reasoning_effort=None if effort is None else effort.value,
             **(request.chat_template_kwargs or {}),
         )
-        return self._template.source(tools=bool(tools)), prompt
+        source = self._template.source(tools=bool(tools))
+        found = choose_format(self._plugins.specs("tool_formats"), source)
+        used = found is not None and (bool(tools) or found.whole_answer)
+        return _Turn(source, prompt, tools or [], found if used else None)
+
+    def _reader(self, turn: _Turn) -> TurnReader:
+        spec = turn.tool_format
+        if spec is None:
+            return TurnReader(ReasoningSplitter.for_prompt(turn.source, turn.prompt), None)
+        calls = self._plugins.resolve(spec)(turn.tools)
+        if spec.whole_answer:
+            return TurnReader(None, calls)
+        return TurnReader(ReasoningSplitter.for_prompt(turn.source, turn.prompt), calls)
 
     def _fitted(
         self, prompt_ids: list[int], request: ChatCompletionRequest | CompletionRequest
@@ -239,6 +283,7 @@ class TextPipeline:
         on_finish: OnFinish,
         *,
         new_text: bool,
+        shown: frozenset[int] = frozenset(),
     ) -> tuple[list[TokenSequence], OutputQueue]:
         """``count`` sequences that write to one queue."""
         sequences: list[TokenSequence] = []
@@ -256,6 +301,7 @@ class TextPipeline:
                     ignore_eos=request.ignore_eos,
                     cache_root=cache_root,
                     new_text=new_text,
+                    shown=shown,
                 )
             )
         return sequences, output

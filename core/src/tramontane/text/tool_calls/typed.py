@@ -6,7 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-_WORDS = {"boolean": {"true": True, "false": False}, "null": {"null": None, "none": None}}
+_WORDS: dict[str, dict[str, Any]] = {
+    "boolean": {"true": True, "false": False},
+    "null": {"null": None, "none": None},
+}
+_CLASSES: dict[str, tuple[type, ...]] = {
+    "integer": (int,),
+    "number": (int, float),
+    "object": (dict,),
+    "array": (list,),
+}
 _LAST = {"string": 1}
 
 
@@ -60,7 +69,7 @@ def _read(text: str, kind: str) -> Any:
             raise ValueError
         return _WORDS[kind][text.lower()]
     value = json.loads(text)
-    wanted = {"integer": int, "number": (int, float), "object": dict, "array": list}.get(kind)
+    wanted = _CLASSES.get(kind)
     if wanted is None or isinstance(value, bool):
         raise ValueError
     if kind == "integer" and isinstance(value, float) and value.is_integer():

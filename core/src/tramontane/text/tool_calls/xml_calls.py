@@ -58,7 +58,8 @@ class QwenCoder(_Tagged):
 
     @classmethod
     def call_grammar(cls, tools: Tools, mark: Mark) -> str | None:
-        calls, parts = [], []
+        calls: list[str] = []
+        parts: list[str] = []
         for number, (name, schema) in enumerate(signatures(tools)):
             body = _parameters(
                 schema, f"arg_{number}", parts, before="<parameter={}>\n", after="\n</parameter>\n"
@@ -99,7 +100,8 @@ class Glm(_Tagged):
 
     @classmethod
     def call_grammar(cls, tools: Tools, mark: Mark) -> str | None:
-        calls, parts = [], []
+        calls: list[str] = []
+        parts: list[str] = []
         for number, (name, schema) in enumerate(signatures(tools)):
             body = _parameters(
                 schema,
