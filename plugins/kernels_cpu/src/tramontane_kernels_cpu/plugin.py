@@ -17,4 +17,11 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             device="cpu",
             summary="ggml block types times int8 activations",
         ),
+        KernelSpec(
+            name="native paged attention",
+            target="tramontane_kernels_cpu.attention:paged_attention",
+            op="paged_attention",
+            device="cpu",
+            summary="one pass over the blocks of the KV cache",
+        ),
     )

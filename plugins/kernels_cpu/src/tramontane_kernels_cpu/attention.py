@@ -1,0 +1,105 @@
+"""Attention over the block KV cache: flash-style, one pass over keys and values.
+
+Scores of a block of keys, then a running maximum and sum, then the weighted values (Milakov and
+Gimelshein, arXiv:1805.02867; Dao et al., arXiv:2205.14135). Heads that share a key head read it
+together. With few queries a long context is split between the threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tramontane.kernels import reference
+from tramontane.kernels.reference import PagedStorage
+from tramontane.protocols import ForwardBatch
+from tramontane_kernels_cpu.library import check, native, threads
+
+_KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+_LONG_PROMPT = 1024
+"""Queries of one sequence from which torch's matrix products win over reading the cache once a
+query."""
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        ("num_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("head_dim", ctypes.c_int64),
+        ("v_head_dim", ctypes.c_int64),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("block_size", ctypes.c_int64),
+        ("kv_dtype", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("softcap", ctypes.c_double),
+        ("window", ctypes.c_int64),
+        ("sinks", ctypes.c_void_p),
+    )
+
+
+def paged_attention(
+    q: Tensor,
+    cache: PagedStorage,
+    batch: ForwardBatch,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """`tramontane.kernels.reference.paged_attention`, natively; float32 arithmetic throughout."""
+    if max(batch.query_lens) >= _LONG_PROMPT:
+        return reference.paged_attention(
+            q, cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks
+        )
+    library = native()
+    assert library is not None
+    k, v = cache.k, cache.v
+    num_tokens, num_heads, head_dim = q.shape
+    record = _Attention(
+        num_heads,
+        k.shape[1],
+        head_dim,
+        v.shape[3],
+        k.data_ptr(),
+        v.data_ptr(),
+        k.shape[2],
+        _KV_DTYPES[k.dtype],
+        scale,
+        softcap or 0.0,
+        window or 0,
+    )
+    if sinks is not None:
+        sinks = sinks.float().contiguous()
+        record.sinks = sinks.data_ptr()
+    queries = q.float().contiguous()
+    out = torch.empty(num_tokens, num_heads, v.shape[3])
+    tables = batch.block_tables
+    check(
+        library.calls.tmk_attention(
+            ctypes.byref(record),
+            queries.data_ptr(),
+            num_heads * head_dim,
+            num_tokens,
+            batch.query_starts.data_ptr(),
+            batch.context_lens.data_ptr(),
+            tables.data_ptr(),
+            tables.stride(0),
+            len(batch.query_lens),
+            out.data_ptr(),
+            threads(),
+        )
+    )
+    return out.to(q.dtype)
+
+
+def supports(**facts: Any) -> bool:
+    return native() is not None and facts.get("dtype") in _KV_DTYPES
+
+
+paged_attention.supports = supports  # type: ignore[attr-defined]
