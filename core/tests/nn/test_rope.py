@@ -8,7 +8,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tramontane.errors import ConfigError
-from tramontane.nn import Rotary, read_rope_parameters
+from tramontane.nn import AdjacentRope, Rotary, read_rope_parameters
 from tramontane.nn.rope import inverse_frequencies
 from tramontane.protocols import ForwardBatch
 
@@ -195,6 +195,36 @@ def test_partial_rotation_leaves_the_rest_alone() -> None:
     torch.testing.assert_close(turned[..., 4:], x[..., 4:])
     torch.testing.assert_close(turned[..., :4].norm(dim=-1), x[..., :4].norm(dim=-1))
     assert not torch.equal(turned[1:, :, :4], x[1:, :, :4])
+
+
+def test_adjacent_pairs_give_the_scores_of_transformers() -> None:
+    """Pairs side by side are rotated as GLM-4 does; the order within a head differs, and scores do
+    not depend on it."""
+    from transformers.models.glm4.modeling_glm4 import apply_rotary_pos_emb
+
+    data = config_of({"partial_rotary_factor": 0.5})
+    rotary = Rotary(read_rope_parameters(data), HEAD_DIM, layout=AdjacentRope)
+    rope = rotary(batch_of([9]), torch.float32)
+    torch.manual_seed(0)
+    q, k = torch.randn(9, 3, HEAD_DIM), torch.randn(9, 3, HEAD_DIM)
+    half = rope.cos.shape[-1] // 2
+    sin = torch.cat((rope.sin[..., half:], rope.sin[..., half:]), -1)
+    expected_q, expected_k = apply_rotary_pos_emb(q, k, rope.cos[:, 0], sin[:, 0])
+    scores = torch.einsum("qhd,khd->hqk", rope.rotate(q), rope.rotate(k))
+    expected = torch.einsum("qhd,khd->hqk", expected_q, expected_k)
+    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(rope.rotate(q)[..., 2 * half :], q[..., 2 * half :])
+
+
+def test_factors_of_cos_and_sin_on_both_sides_of_the_switch() -> None:
+    scaling = {**SCALINGS["longrope"], "short_mscale": 1.1, "long_mscale": 1.4}
+    rope = read_rope_parameters(config_of(scaling))
+    limit = rope.original_max_position_embeddings
+    assert inverse_frequencies(rope, HEAD_DIM, limit)[1] == 1.1
+    assert inverse_frequencies(rope, HEAD_DIM, limit + 1)[1] == 1.4
+    together = Rotary(rope, HEAD_DIM)(batch_of([limit + 1, 2]), torch.float32)
+    norms = torch.sqrt(together.cos**2 + together.sin**2)[:, 0, 0]
+    torch.testing.assert_close(norms, torch.tensor([1.4] * (limit + 1) + [1.1] * 2))
 
 
 def test_built_on_the_meta_device() -> None:

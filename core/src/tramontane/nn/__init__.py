@@ -20,19 +20,21 @@ from tramontane.nn.decoder import (
     read_layer_types,
 )
 from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
-from tramontane.nn.mlp import ACTIVATIONS, MLP, GatedMLP, activation
+from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
 from tramontane.nn.norm import RMSNorm
 from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear
 from tramontane.nn.rope import RopeParameters, read_rope_parameters
-from tramontane.nn.rotary import Rope, Rotary, rotary_from_config
+from tramontane.nn.rotary import AdjacentRope, Rope, Rotary, rotary_from_config
 
 __all__ = [
     "ACTIVATIONS",
     "FULL_ATTENTION",
+    "FUSED_GATE_UP",
     "MIXTRAL_NAMES",
     "MLP",
     "SLIDING_ATTENTION",
+    "AdjacentRope",
     "CausalLM",
     "Decoder",
     "DecoderConfig",

@@ -18,7 +18,7 @@ from tramontane.cache import FullAttention, SlidingAttention
 from tramontane.errors import ConfigError
 from tramontane.nn.config import check_heads, check_positive, check_type
 from tramontane.nn.rope import RopeParameters
-from tramontane.nn.rotary import Rope, rotary_from_config
+from tramontane.nn.rotary import Rope, Rotary, rotary_from_config
 from tramontane.protocols import CacheSpec, ForwardBatch, LayerCache, Tie, WeightRule
 
 FULL_ATTENTION, SLIDING_ATTENTION = "full_attention", "sliding_attention"
@@ -134,14 +134,21 @@ class Decoder(nn.Module):
         config: vocabulary, width and RoPE.
         layers: each called with ``(h, rope, batch, cache)``.
         norm: the final one.
+        rotary: rotation that the layers share; that of the config when None.
     """
 
-    def __init__(self, config: DecoderConfig, layers: Iterable[nn.Module], norm: nn.Module) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: Iterable[nn.Module],
+        norm: nn.Module,
+        rotary: Rotary | None = None,
+    ) -> None:
         super().__init__()
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(layers)
         self.norm = norm
-        self.rotary = rotary_from_config(config)
+        self.rotary = rotary_from_config(config) if rotary is None else rotary
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """What enters the first layer, [T, hidden]."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tramontane.errors import ConfigError
+from tramontane.protocols import Split
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -94,3 +95,11 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return h
+
+
+FUSED_GATE_UP = Split(
+    r"(.*\.mlp)\.gate_up_proj\.weight",
+    (r"\1.gate_proj.weight", r"\1.up_proj.weight"),
+    ("intermediate_size", "intermediate_size"),
+)
+"""Weight rule for checkpoints that store gate above up in one tensor."""

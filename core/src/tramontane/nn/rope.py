@@ -45,6 +45,8 @@ class RopeParameters:
         beta_fast, beta_slow, mscale, mscale_all_dim, truncate: yarn only.
         low_freq_factor, high_freq_factor: llama3 only.
         short_factor, long_factor: longrope only; one divisor for each frequency.
+        short_mscale, long_mscale: longrope only; in place of ``attention_factor``, below and above
+            the switch (Phi-3.5-MoE).
     """
 
     rope_type: str = "default"
@@ -63,6 +65,8 @@ class RopeParameters:
     high_freq_factor: float = 4.0
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
+    short_mscale: float | None = None
+    long_mscale: float | None = None
 
     @property
     def depends_on_length(self) -> bool:
@@ -215,7 +219,7 @@ def inverse_frequencies(rope: RopeParameters, head_dim: int, seq_len: int) -> tu
         case "yarn":
             return _yarn(rope, wavelengths, dim), _yarn_attention_factor(rope)
         case "longrope":
-            return _longrope(rope, wavelengths, seq_len), _longrope_attention_factor(rope)
+            return _longrope(rope, wavelengths, seq_len), _longrope_attention_factor(rope, seq_len)
     return 1.0 / wavelengths, 1.0
 
 
@@ -270,7 +274,11 @@ def _longrope(rope: RopeParameters, wavelengths: Tensor, seq_len: int) -> Tensor
     return 1.0 / (divisors * wavelengths)
 
 
-def _longrope_attention_factor(rope: RopeParameters) -> float:
+def _longrope_attention_factor(rope: RopeParameters, seq_len: int) -> float:
+    long = seq_len > rope.original_max_position_embeddings
+    mscale = rope.long_mscale if long else rope.short_mscale
+    if mscale is not None:
+        return mscale
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.factor <= 1:

@@ -41,6 +41,20 @@ class Rope:
         return torch.cat((turned, kept), -1)
 
 
+class AdjacentRope(Rope):
+    """The same rotation for heads whose pairs lie side by side: (0, 1), (2, 3) and so on.
+
+    Rotated heads keep the order of halves. Scores do not notice, since it is that of queries and
+    keys alike.
+    """
+
+    def rotate(self, x: Tensor) -> Tensor:
+        size = self.cos.shape[-1]
+        pairs = x[..., :size].reshape(*x.shape[:-1], size // 2, 2)
+        halves = pairs.transpose(-1, -2).flatten(-2)
+        return super().rotate(torch.cat((halves, x[..., size:]), -1))
+
+
 class Rotary(nn.Module):
     """Makes the `Rope` of a step.
 
@@ -51,12 +65,19 @@ class Rotary(nn.Module):
     of *its own* length, ``batch.seq_lens``, so neighbours in the batch and chunked prefill change
     nothing. Keys already in the cache keep the frequencies of the step that wrote them, as in
     transformers.
+
+    Args:
+        rope: frequencies and scaling.
+        head_dim: size of one head.
+        layout: how the numbers of a head are paired: `Rope`, first half with second, or
+            `AdjacentRope`.
     """
 
-    def __init__(self, rope: RopeParameters, head_dim: int) -> None:
+    def __init__(self, rope: RopeParameters, head_dim: int, layout: type[Rope] = Rope) -> None:
         super().__init__()
         self.parameters_of_rope = rope
         self.head_dim = head_dim
+        self.layout = layout
         self._tables: dict[tuple[torch.device, int], tuple[Tensor, float]] = {}
 
     def forward(self, batch: ForwardBatch, dtype: torch.dtype) -> Rope:
@@ -67,20 +88,20 @@ class Rotary(nn.Module):
             lengths = [rope.at_length(n) for n in batch.seq_lens or batch.kv_lens]
         else:
             lengths = [0]
+        factor: float | Tensor
         if len(set(lengths)) == 1:
             steps, factor = self._frequencies(positions.device, lengths[0])
         else:
             rows = [self._frequencies(positions.device, n) for n in lengths]
-            factor = rows[0][1]
-            steps = torch.cat(
-                [r.expand(n, -1) for (r, _), n in zip(rows, batch.query_lens, strict=True)]
-            )
+            counts = torch.tensor(batch.query_lens, device=positions.device)
+            steps = torch.cat([r for r, _ in rows]).repeat_interleave(counts, 0)
+            factor = steps.new_tensor([f for _, f in rows]).repeat_interleave(counts)[:, None]
         angles = positions[:, None] * steps  # [T, rotary_dim / 2]
         cos, sin = angles.cos(), angles.sin()
         cos, sin = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        if factor != 1.0:
+        if isinstance(factor, Tensor) or factor != 1.0:
             cos, sin = cos * factor, sin * factor
-        return Rope(cos.to(dtype)[:, None], sin.to(dtype)[:, None])
+        return self.layout(cos.to(dtype)[:, None], sin.to(dtype)[:, None])
 
     def _frequencies(self, device: torch.device, length: int) -> tuple[Tensor, float]:
         """Inverse frequencies [1, rotary_dim / 2] on ``device``, and the factor on cos and sin."""
