@@ -67,6 +67,7 @@ class Family:
         split_qkv: a fused ``attn_qkv`` is three modules, ``q_proj``, ``k_proj``, ``v_proj``.
         hidden_act: ``hidden_act`` of ``config.json``; GGUF does not state activations.
         norm_eps: configuration key of the norms' epsilon.
+        bias: configuration key that says whether q, k and v have biases.
         fields: further configuration keys → metadata keys, without the architecture's prefix.
         constants: configuration values that the file does not state.
     """
@@ -83,6 +84,7 @@ class Family:
     split_qkv: bool = False
     hidden_act: str = "silu"
     norm_eps: str = "rms_norm_eps"
+    bias: str = "attention_bias"
     fields: Mapping[str, str] = field(factory=dict)
     constants: Mapping[str, Any] = field(factory=dict)
 
@@ -194,6 +196,7 @@ _ROWS = (
            fields=_EXPERTS, constants={"norm_topk_prob": True}),
     Family(name="phi2", architecture="PhiForCausalLM", model_type="phi", split_qkv=True,
            norm_eps="layer_norm_eps", hidden_act="gelu_new",
+           constants={"partial_rotary_factor": 1.0},
            roles={"output_norm": "model.final_layernorm", "attn_output": "self_attn.dense",
                   "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}),
     Family(name="phi3", architecture="Phi3ForCausalLM", model_type="phi3",
@@ -201,7 +204,7 @@ _ROWS = (
     Family(name="phimoe", architecture="PhiMoEForCausalLM", model_type="phimoe",
            fields=_LOCAL_EXPERTS, moe_roles=_MIXTRAL),
     Family(name="starcoder2", architecture="Starcoder2ForCausalLM", model_type="starcoder2",
-           norm_eps="norm_epsilon", hidden_act="gelu_pytorch_tanh",
+           norm_eps="norm_epsilon", bias="use_bias", hidden_act="gelu_pytorch_tanh",
            roles={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}),
     Family(name="gemma", architecture="GemmaForCausalLM", model_type="gemma", norm_plus_one=True,
            hidden_act="gelu_pytorch_tanh"),
@@ -226,6 +229,7 @@ _ROWS = (
                                        "kv_lora_rank": "attention.kv_lora_rank",
                                        "qk_rope_head_dim": "rope.dimension_count"}),
     Family(name="glm4", architecture="Glm4ForCausalLM", model_type="glm4",
+           constants={"partial_rotary_factor": 1.0},
            roles={"post_attention_norm": "post_self_attn_layernorm",
                   "post_ffw_norm": "post_mlp_layernorm", "ffn_up": "mlp.gate_up_proj"}),
     Family(name="glm4moe", architecture="Glm4MoeForCausalLM", model_type="glm4_moe",

@@ -126,7 +126,7 @@ def config_of(
         "rope_theta": meta.number(p + "rope.freq_base", _THETA.get(family.name, 10_000.0)),
         "rope_scaling": rope_scaling(meta, family, factors),
         "tie_word_embeddings": "output.weight" not in names,
-        "attention_bias": has_bias,
+        family.bias: has_bias,
         "mlp_bias": any(name.startswith("blk.0.ffn_up.bias") for name in names),
         "hidden_act": family.hidden_act,
         **family.constants,
@@ -152,6 +152,8 @@ def config_of(
     if "no_rope_layer_interval" in config:
         interval = config["no_rope_layer_interval"]
         config["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(layers)]
+    if "output.bias" in names:
+        config["lm_head_bias"] = True
     if family.name in _LAYERS_OF_27B:
         large = layers == _LAYERS_OF_27B[family.name]
         config["query_pre_attn_scalar"] = hidden // heads if large else head_dim
