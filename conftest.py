@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import io
 import re
 from collections.abc import Iterator
@@ -25,6 +26,13 @@ BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> None:
+    """pytest names test modules after their folders and would make a package of ``mcp/``; the one
+    of that name, the SDK, must be there first."""
+    if path.name == "mcp":
+        importlib.import_module("mcp")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -116,7 +116,7 @@ class TransportSpec(Spec):
     config: str
 
     def claims(self) -> tuple[str, ...]:
-        return (self.name.lower(), self.config.lower())
+        return tuple(sorted({self.name.lower(), self.config.lower()}))
 
 
 @frozen(kw_only=True)
@@ -187,15 +187,18 @@ class ToolSource:
 
     Attributes:
         name: shown in listings and errors.
-        tools: OpenAI function schemas by registered tool name.
-        call: runs one tool: ``call(name, arguments) -> text``.
+        tools: OpenAI function schemas by registered tool name. May be a live view that changes
+            from request to request, and may make its first reader wait.
+        call: runs one tool: ``call(name, arguments) -> text``; raises when the tool fails.
         close: releases what the source holds; called when the runner closes.
+        status: how what the source depends on is doing, by name.
     """
 
     name: str
     tools: Mapping[str, Mapping[str, Any]]
     call: Callable[[str, Mapping[str, Any]], str]
     close: Callable[[], None] = lambda: None
+    status: Callable[[], Mapping[str, Mapping[str, Any]]] = dict
     api_version: int = API_VERSION
 
     def claims(self) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""Streamable HTTP for the MCP client: ``transport`` connects, ``plugin`` declares it."""

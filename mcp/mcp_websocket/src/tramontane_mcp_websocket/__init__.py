@@ -1,0 +1,1 @@
+"""WebSocket for the MCP client: ``transport`` connects, ``plugin`` declares it."""
