@@ -133,7 +133,6 @@ def test_what_a_plug_in_would_serve_names_it(which: object, extra: str) -> None:
     ("settings", "what"),
     [
         ({"in_situ_quant": "Q4K"}, "tramontane-isq"),
-        ({"mcp_client_config": {"servers": []}}, "tramontane-mcp-client"),
         ({"which_draft": Which.Plain("x/y")}, "speculative"),
         ({"enable_search": True}, "web search"),
     ],

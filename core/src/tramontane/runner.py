@@ -13,6 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from attrs import evolve
+
 from tramontane.api import (
     ChatCompletionChunkResponse,
     ChatCompletionRequest,
@@ -23,10 +25,11 @@ from tramontane.api import (
     EmbeddingRequest,
     ImageGenerationResponse,
     SpeechGenerationResponse,
+    ToolChoice,
 )
 from tramontane.api.convert import structure
 from tramontane.api.selector import Selector
-from tramontane.errors import ModelKindError
+from tramontane.errors import ModelKindError, ValidationError
 from tramontane.hooks import PluginManager, plugin_manager
 from tramontane.models import Lease, ModelTable
 from tramontane.settings import RunnerSettings, served_selector
@@ -34,6 +37,7 @@ from tramontane.settings import RunnerSettings, served_selector
 if TYPE_CHECKING:
     from tramontane.pipeline.stream import GenerationStream
     from tramontane.protocols.pipeline import Pipeline
+    from tramontane.tools.loop import ToolStream
 
 METHODS = {
     "chat": "send_chat_completion_request",
@@ -71,8 +75,15 @@ class Runner:
         paged_attn, no_paged_attn: accepted; the cache is always kept in blocks, on every device.
         seed: makes every sampled answer reproducible.
         enable_search, search_embedding_model, search_callback: web search.
-        tool_callbacks: functions the model may call, by tool name.
+        tool_callbacks: functions the model may call, ``f(name, arguments) -> text`` by tool name.
+            Requests offer them by their schema in ``tool_schemas``; the runner runs them and lets
+            the model go on with what they return.
         mcp_client_config: MCP servers whose tools the model may call.
+        max_tool_rounds: turns of the model whose tool calls are run, at most, before a chat
+            answers; a request may state its own limit.
+        tool_approval: asked ``tool_approval(name, arguments)`` before each call that is run; True
+            allows it, False or a text that says why declines it.
+        tool_timeout_secs: how long a tool may take; None for as long as it likes.
         plugins: modules or objects with hook implementations that are not packaged.
         on_progress: called as ``on_progress(done_bytes, total_bytes, name)`` while loading.
 
@@ -111,6 +122,9 @@ class Runner:
         tool_callbacks: Mapping[str, Callable[..., Any]] | None = None,
         mcp_client_config: Any = None,
         *,
+        max_tool_rounds: int = 8,
+        tool_approval: Callable[[str, Mapping[str, Any]], bool | str] | None = None,
+        tool_timeout_secs: float | None = 60.0,
         plugins: Iterable[Any] = (),
         on_progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
@@ -142,11 +156,19 @@ class Runner:
             search_callback=search_callback,
             tool_callbacks=tool_callbacks,
             mcp_client_config=mcp_client_config,
+            max_tool_rounds=max_tool_rounds,
+            tool_approval=tool_approval,
+            tool_timeout_secs=tool_timeout_secs,
             on_progress=on_progress,
         )
         self._settings.check_served(self._plugins)
         selector = served_selector(which, self._plugins)
         self._models.add(selector.canonical_id, self._loader(selector))
+        try:
+            self._tools = self._settings.tool_registry(self._plugins)
+        except BaseException:
+            self._models.close()
+            raise
 
     def _loader(self, which: Selector) -> Callable[[], Pipeline]:
         """What brings this model up, now and at every reload."""
@@ -326,6 +348,7 @@ class Runner:
     def close(self) -> None:
         """Free every model. Requests still running end with `EngineClosedError`."""
         self._models.close()
+        self._tools.close()
 
     def __enter__(self) -> Self:
         return self
@@ -349,19 +372,41 @@ class Runner:
         return model_id
 
     def _generate(self, action: str, request: Any, model_id: str | None) -> Any:
-        lease = self._models.lease(self._routed(request, model_id))
-        stream = self._start(lease, action, request)
+        stream = self._stream(action, request, model_id)
         return stream if request.stream else stream.collect()
 
     async def _generate_async(self, action: str, request: Any, model_id: str | None) -> Any:
         # Reloading and tokenizing take their time; the event loop must not.
-        lease = await asyncio.to_thread(self._models.lease, self._routed(request, model_id))
-        stream = await asyncio.to_thread(self._start, lease, action, request)
+        stream = await asyncio.to_thread(self._stream, action, request, model_id)
         return stream if request.stream else await stream.collect_async()
 
-    def _start(self, lease: Lease, action: str, request: Any) -> GenerationStream[Any, Any]:
-        """Submit a request. The lease ends when the engine has finished with it, whether or not
-        somebody reads the stream."""
+    def _stream(
+        self, action: str, request: Any, model_id: str | None
+    ) -> GenerationStream[Any, Any] | ToolStream:
+        """A request under way, in one turn or, where the runner has tools, in as many as needed."""
+        name = self._models.find(self._routed(request, model_id)).model_id
+        start = partial(self._start, name, action)
+        if action != "chat" or not self._tools:
+            return start(request)
+        request = evolve(request, tool_schemas=self._tools.offered(request) or None)
+        limit = request.max_tool_rounds
+        limit = self._settings.max_tool_rounds if limit is None else limit
+        served = any(tool["function"]["name"] in self._tools for tool in request.tool_schemas or ())
+        if not served or limit == 0 or request.tool_choice is ToolChoice.NoTools:
+            return start(request)
+        if request.n_choices > 1:
+            raise ValidationError(
+                f"n_choices={request.n_choices} with tools that the runner runs: each answer would "
+                f"have a history of its own. Ask for one, or set max_tool_rounds=0 to get the calls"
+            )
+        from tramontane.tools.loop import ToolStream
+
+        return ToolStream(request, start, self._tools, limit)
+
+    def _start(self, name: str, action: str, request: Any) -> GenerationStream[Any, Any]:
+        """Submit a request to a model, which is loaded first if it must be. The lease ends when
+        the engine has finished with it, whether or not somebody reads the stream."""
+        lease = self._models.lease(name)
         try:
             method = _method(lease.pipeline, action)
             finished = partial(self._finished, lease, request)

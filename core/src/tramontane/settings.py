@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
 
+from tramontane.api.convert import structure
+from tramontane.api.mcp_config import McpClientConfigPy
 from tramontane.api.selector import Selector
 from tramontane.errors import UnsupportedError, ValidationError
+from tramontane.tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
     from tramontane.hooks import PluginManager
@@ -27,15 +30,12 @@ UNSERVED = {
     "enable_search": "web search is not in this release: leave out enable_search",
     "search_embedding_model": "web search is not in this release",
     "search_callback": "web search is not in this release",
-    "tool_callbacks": "automatic tool rounds are not in this release: pass tool_schemas with the "
-    "request and run the calls yourself",
 }
 """Settings that this release takes but cannot honour, and what to do instead."""
 
 PROVIDED = {
     "in_situ_quant": ("quantizers", "isq"),
     "anymoe_config": ("adapters", "anymoe"),
-    "mcp_client_config": ("transports", "http"),
 }
 """Settings honoured by a plug-in: setting → (kind of spec, name)."""
 
@@ -43,6 +43,25 @@ PROVIDED = {
 def _positive(instance: object, attribute: Any, value: int | float | None) -> None:
     if value is not None and value <= 0:
         raise ValidationError(f"{attribute.name} must be above 0, not {value!r}")
+
+
+def _not_negative(instance: object, attribute: Any, value: int) -> None:
+    if value < 0:
+        raise ValidationError(f"{attribute.name} must be 0 or more, not {value!r}")
+
+
+def _callbacks(instance: object, attribute: Any, value: Any) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise ValidationError(f"{attribute.name} must be {{tool name: function}}, not {value!r}")
+    for name, function in (value or {}).items():
+        if not isinstance(name, str) or not callable(function):
+            raise ValidationError(
+                f"{attribute.name} must be {{tool name: function}}; {name!r} has {function!r}"
+            )
+
+
+def _mcp_config(value: Any) -> Any:
+    return None if value is None else structure(value, McpClientConfigPy)
 
 
 def _fraction(instance: object, attribute: Any, value: float | None) -> None:
@@ -93,8 +112,13 @@ class RunnerSettings:
     enable_search: bool = False
     search_embedding_model: Any = None
     search_callback: Callable[..., Any] | None = None
-    tool_callbacks: Mapping[str, Callable[..., Any]] | None = None
-    mcp_client_config: Any = None
+    tool_callbacks: Mapping[str, Callable[..., Any]] | None = field(
+        default=None, validator=_callbacks
+    )
+    mcp_client_config: McpClientConfigPy | None = field(default=None, converter=_mcp_config)
+    max_tool_rounds: int = field(default=8, validator=_not_negative)
+    tool_approval: Callable[..., Any] | None = None
+    tool_timeout_secs: float | None = field(default=60.0, validator=_positive)
     on_progress: Progress | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -116,11 +140,26 @@ class RunnerSettings:
         for name, (kind, provider) in PROVIDED.items():
             if getattr(self, name):
                 plugins.get(kind, provider)
+        if self.mcp_client_config and not plugins.observes("tramontane_tool_sources"):
+            raise plugins.missing("transports", "http")
         if self.pa_cache_type is not None and str(self.pa_cache_type).lower() != "auto":
             raise UnsupportedError(
                 f"pa_cache_type {self.pa_cache_type} is not in this release: leave it out for a "
                 f"cache in the model's dtype"
             )
+
+    def tool_registry(self, plugins: PluginManager) -> ToolRegistry:
+        """The tools these settings and the plug-ins give."""
+        config = {
+            "mcp_client_config": self.mcp_client_config,
+            "tool_timeout_secs": self.tool_timeout_secs,
+        }
+        return ToolRegistry(
+            self.tool_callbacks,
+            plugins.tool_sources(config),
+            approval=self.tool_approval,
+            timeout_secs=self.tool_timeout_secs,
+        )
 
     def pipeline_options(self, which: Any, plugins: PluginManager) -> PipelineOptions:
         """These settings as a pipeline takes them, for one model."""

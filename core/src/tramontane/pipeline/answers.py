@@ -65,7 +65,22 @@ def usage_of(sequences: Sequence[Generated]) -> Usage:
     finished = [t.finished for t in times if t.finished is not None]
     total = max(finished) - min(started) if started and finished else 0.0
     prompt_time = min(prompted) - min(started) if started and prompted else 0.0
-    completion_time = max(total - prompt_time, 0.0)
+    return _usage(prompt, completion, total, prompt_time, max(total - prompt_time, 0.0))
+
+
+def joined_usage(usages: Sequence[Usage]) -> Usage:
+    """Figures of several turns together."""
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    completion = sum(usage.completion_tokens for usage in usages)
+    total = sum(usage.total_time_sec for usage in usages)
+    prompt_time = sum(usage.total_prompt_time_sec for usage in usages)
+    completion_time = sum(usage.total_completion_time_sec for usage in usages)
+    return _usage(prompt, completion, total, prompt_time, completion_time)
+
+
+def _usage(
+    prompt: int, completion: int, total: float, prompt_time: float, completion_time: float
+) -> Usage:
     return Usage(
         completion_tokens=completion,
         prompt_tokens=prompt,

@@ -76,6 +76,10 @@ class GenerationStream(Generic[Chunk, Response]):
         self._closed = True
         return self._answer.response()
 
+    def response(self) -> Response:
+        """Everything, once all chunks have been read."""
+        return self._answer.response()
+
     def close(self) -> None:
         """Cancel what is still running. Safe to call twice."""
         if not self._closed:
