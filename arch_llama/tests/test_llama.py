@@ -28,6 +28,8 @@ class TestShapes(ArchitectureContract):
         "tied": {"tie_word_embeddings": True},
         "gelu, large eps": {"hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-2},
     }
+    gguf_architecture = "llama"
+    gguf_cases = ("grouped-query", "multi-head", "multi-query", "head size of its own", "tied")
 
 
 class TestRopeScalings(ArchitectureContract):
@@ -71,6 +73,8 @@ class TestRopeScalings(ArchitectureContract):
             long_factor=FACTORS_LONG,
         ),
     }
+    gguf_architecture = "llama"
+    gguf_cases = ("linear", "yarn")
 
 
 MINIMAL = {

@@ -21,6 +21,8 @@ class TestSmolLm3(ArchitectureContract):
         "with windows": {"no_rope_layer_interval": 2, **SLIDING},
         "untied, with biases": {"tie_word_embeddings": False, "attention_bias": True},
     }
+    gguf_architecture = "smollm3"
+    gguf_cases = ("every fourth layer without positions",)
 
 
 MINIMAL: dict[str, Any] = {

@@ -25,6 +25,8 @@ class TestMixtral(ArchitectureContract):
         "with a window": {"sliding_window": 8},
         "tied": {"tie_word_embeddings": True},
     }
+    gguf_architecture = "llama"
+    gguf_cases = ("two of six", "one of six", "tied")
 
 
 def _loaded(directory: Path) -> Any:

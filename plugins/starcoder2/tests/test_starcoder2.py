@@ -22,7 +22,7 @@ class TestStarcoder2(ArchitectureContract):
             "rope_parameters": {"rope_type": "linear", "rope_theta": 1e5, "factor": 4.0}
         },
     }
-    gguf_cases = ("tied", "untied, multi-head", "without biases, large eps", "linear scaling")
+    gguf_cases = ("tied", "untied, multi-head", "linear scaling")
 
 
 MINIMAL: dict[str, Any] = {

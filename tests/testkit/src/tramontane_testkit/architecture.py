@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tramontane.errors import ConfigError
 from tramontane.loading.loader import LoadRequest, load_text
+from tramontane_testkit import llama_cpp
 from tramontane_testkit.gguf_files import gguf_of
 from tramontane_testkit.models import VOCAB_SIZE, hf_model, save_hf
 from tramontane_testkit.stepping import Stepper
@@ -30,12 +31,14 @@ class Pair:
         reference: the transformers model.
         directory: where it was saved.
         model, config: ours.
+        case: its name.
     """
 
     reference: Any
     directory: Path
     model: Any
     config: Any
+    case: str = ""
 
     def stepper(self) -> Stepper:
         """A fresh run of our model."""
@@ -52,6 +55,7 @@ class ArchitectureContract:
         cases: name → config keys of that case.
         gguf_architecture: ``general.architecture`` of its GGUF files; empty where GGUF has none.
         gguf_cases: names of the cases that GGUF can express.
+        llama_cpp_differs: case → why llama.cpp answers otherwise than the reference there.
         prompt_length: longer than any window and any ``original_max_position_embeddings`` of the
             cases, so that both sides of each limit are met.
     """
@@ -61,14 +65,14 @@ class ArchitectureContract:
     cases: ClassVar[Mapping[str, Mapping[str, Any]]] = {"plain": {}}
     gguf_architecture: ClassVar[str] = ""
     gguf_cases: ClassVar[Sequence[str]] = ()
+    llama_cpp_differs: ClassVar[Mapping[str, str]] = {}
     prompt_length: ClassVar[int] = 45
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Every test that takes ``pair`` runs for every case, that of GGUF for those it can
-        express."""
+        """Every test that takes ``pair`` runs for every case, those that take ``gguf_file`` too
+        for the cases that GGUF can express."""
         if "pair" in metafunc.fixturenames:
-            of_gguf = metafunc.function.__name__ == "test_gguf_equals_safetensors"
-            cases = self.gguf_cases if of_gguf else list(self.cases)
+            cases = self.gguf_cases if "gguf_file" in metafunc.fixturenames else list(self.cases)
             metafunc.parametrize("pair", cases, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
@@ -79,7 +83,12 @@ class ArchitectureContract:
         reference = hf_model(cls.model_class, **keys)
         directory = save_hf(reference, tmp_path_factory.mktemp("model"))
         loaded = load_text(LoadRequest(model_id=str(directory), dtype="f32"))
-        return Pair(reference, directory, loaded.model, loaded.config)
+        return Pair(reference, directory, loaded.model, loaded.config, request.param)
+
+    @pytest.fixture
+    def gguf_file(self, pair: Pair, tmp_path: Path) -> Path:
+        """The case's model as a GGUF file."""
+        return gguf_of(pair.directory, tmp_path / "model.gguf", self.gguf_architecture)
 
     # Equal to transformers ----------------------------------------------------------------
 
@@ -104,16 +113,25 @@ class ArchitectureContract:
         stepper.add("a", prompt)
         assert stepper.greedy("a", GREEDY_TOKENS) == expected
 
-    def test_gguf_equals_safetensors(self, pair: Pair, tmp_path: Path) -> None:
-        pytest.importorskip("tramontane_gguf", reason="tramontane-gguf is not installed")
-        gguf_of(pair.directory, tmp_path / "model.gguf", self.gguf_architecture)
-        request = LoadRequest(model_id=str(tmp_path), files=["model.gguf"], dtype="f32")
-        loaded = load_text(request)
+    # From GGUF ----------------------------------------------------------------------------
+
+    def test_gguf_equals_safetensors(self, pair: Pair, gguf_file: Path) -> None:
+        loaded = _from_gguf(gguf_file)
         assert type(loaded.model) is type(pair.model)
         prompt = self._prompt()
-        stepper = Stepper(loaded.model, loaded.config, device=loaded.device)
+        _assert_close(self._whole(loaded, prompt), self._whole(pair, prompt))
+
+    @pytest.mark.slow
+    @pytest.mark.peer
+    def test_greedy_continuation_equals_llama_cpp(self, pair: Pair, gguf_file: Path) -> None:
+        if pair.case in self.llama_cpp_differs:
+            pytest.skip(self.llama_cpp_differs[pair.case])
+        prompt = self._prompt()
+        expected = llama_cpp.greedy(gguf_file, prompt, GREEDY_TOKENS)
+        loaded = _from_gguf(gguf_file)
+        stepper = loaded.stepper()
         stepper.add("a", prompt)
-        _assert_close(stepper.finish("a"), self._whole(pair, prompt))
+        assert stepper.greedy("a", GREEDY_TOKENS) == expected
 
     # The same however it is stepped -------------------------------------------------------
 
@@ -207,6 +225,13 @@ class ArchitectureContract:
         stepper = pair.stepper()
         stepper.add("whole", prompt)
         return stepper.finish("whole")
+
+
+def _from_gguf(file: Path) -> Pair:
+    pytest.importorskip("tramontane_gguf", reason="tramontane-gguf is not installed")
+    request = LoadRequest(model_id=str(file.parent), files=[file.name], dtype="f32")
+    loaded = load_text(request)
+    return Pair(None, file.parent, loaded.model, loaded.config)
 
 
 def _skip_if_recomputing_differs(pair: Pair) -> None:

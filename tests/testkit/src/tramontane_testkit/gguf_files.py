@@ -103,8 +103,8 @@ def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         found["rope.scaling.type"] = kind
         found["rope.scaling.factor"] = float(rope["factor"])
     if kind in ("yarn", "longrope"):
-        beside = config.get("original_max_position_embeddings")
-        original = int(rope.get("original_max_position_embeddings") or beside)
+        key = "original_max_position_embeddings"
+        original = int(rope[key] if key in rope else config[key])
         found["rope.scaling.original_context_length"] = original
         if kind == "longrope":
             ratio = config["max_position_embeddings"] / original
