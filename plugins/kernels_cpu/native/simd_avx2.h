@@ -9,7 +9,7 @@ namespace tmk {
 namespace {  // see formats.h
 
 struct Avx2 {
-  static constexpr int L = 8, tile = 4;
+  static constexpr int L = 8, tile = 8;
   static constexpr bool wide = true;
   using B = __m256i;
   using I = __m256i;
@@ -52,6 +52,9 @@ struct Avx2 {
   static I mul_pairs(I acc, P a, const int16_t* x) { return add(acc, _mm256_madd_epi16(a, four(x))); }
   static void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
+  // Keeps the compiler from putting off additions until every product waits in memory.
+  static inline __attribute__((always_inline)) void in_order(I& a) { asm volatile("" : "+x"(a)); }
+
   template <class Fmt, int First, int Count, int T, class Fetch>
   static inline __attribute__((always_inline)) void group(Fetch fetch, const int8_t* const* x,
                                                           const int16_t* const* wide, const P* pair,
@@ -79,6 +82,7 @@ struct Avx2 {
           for (int t = 0; t < T; t++) {
             const I p = _mm256_maddubs_epi16(w, four(x[t] + 4 * i));
             acc[t] = i == c ? p : _mm256_add_epi16(acc[t], p);
+            in_order(acc[t]);
           }
         }
 #pragma GCC unroll 8
@@ -95,6 +99,7 @@ struct Avx2 {
           const I p = add(_mm256_madd_epi16(even, four(wide[t] + 4 * i)),
                           _mm256_madd_epi16(odd, four(wide[t] + 4 * i + 2)));
           acc[t] = i == First ? p : add(acc[t], p);
+          in_order(acc[t]);
         }
       }
       if (pair) {

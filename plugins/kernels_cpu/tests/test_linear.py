@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,3 +168,33 @@ def test_other_instruction_sets(isa: str) -> None:
     if "which this processor does not have" in done.stdout + done.stderr:
         pytest.skip(f"this processor lacks {isa}")
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+def resident(address: int) -> int:
+    """Bytes of a mapping that are in this process's memory, by the kernel's own account."""
+    with open("/proc/self/smaps", encoding="ascii") as lines:
+        inside = False
+        for line in lines:
+            words = line.split()
+            if "-" in words[0] and not words[0].endswith(":"):
+                low, high = (int(part, 16) for part in words[0].split("-"))
+                inside = low <= address < high
+            elif inside and words[0] == "Rss:":
+                return int(words[1]) * 1024
+    return 0
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="asks Linux about its memory")
+def test_a_mapped_weight_is_not_in_memory_twice(tmp_path: Path) -> None:
+    source = random_weight("q8_0", 4096, 1024)
+    file = tmp_path / "blocks"
+    file.write_bytes(source.blocks.numpy().tobytes())
+    data = torch.from_file(str(file), shared=False, size=source.nbytes, dtype=torch.uint8)
+    weight = GgmlWeight(data, source.type, source.shape, mapped=True)
+    assert torch.equal(weight.dequantize(), source.dequantize())
+    assert resident(data.data_ptr()) > 0.9 * weight.nbytes
+    packed = prepare(weight)
+    assert resident(data.data_ptr()) < 0.1 * weight.nbytes
+    x = whole_numbers(2, 1024)
+    assert torch.equal(packed_linear(x, packed), packed_linear(x, prepare(source)))
+    assert torch.equal(weight.dequantize(), source.dequantize())  # read from the file again

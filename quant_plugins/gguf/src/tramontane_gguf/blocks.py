@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Sequence
 from typing import Self
 
@@ -25,12 +27,15 @@ class GgmlWeight(PackedWeight):
         shape: logical shape, torch order.
         type: the ggml type.
         blocks: [*shape[:-1], bytes of a row] uint8, as in the file; often a view of its mapping.
+        mapped: whether ``blocks`` is such a view, which nobody writes to.
 
     Raises:
         ValueError: rows are not whole blocks, or ``blocks`` does not have that many bytes.
     """
 
-    def __init__(self, blocks: Tensor, kind: GgmlType, shape: Sequence[int]) -> None:
+    def __init__(
+        self, blocks: Tensor, kind: GgmlType, shape: Sequence[int], *, mapped: bool = False
+    ) -> None:
         shape = tuple(shape)
         if not shape or shape[-1] % kind.block_size:
             raise ValueError(
@@ -49,6 +54,7 @@ class GgmlWeight(PackedWeight):
         self.format = f"gguf.{kind.name}"
         self.shape = shape
         self.blocks = blocks.view(*shape[:-1], row_bytes)
+        self.mapped = mapped
 
     @classmethod
     def from_name(cls, blocks: Tensor, type_name: str, shape: Sequence[int]) -> Self:
@@ -71,7 +77,22 @@ class GgmlWeight(PackedWeight):
 
     def rows(self, start: int, stop: int) -> Self:
         part = self.blocks[start:stop]
-        return type(self)(part, self.type, (part.shape[0], *self.shape[1:]))
+        shape = (part.shape[0], *self.shape[1:])
+        return type(self)(part, self.type, shape, mapped=self.mapped)
+
+    def release(self) -> None:
+        """Let the pages of a mapped file leave memory, for a kernel that has made a form of its
+        own. They come back from the file when somebody touches them again."""
+        if not self.mapped or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        page = mmap.PAGESIZE
+        first = -(-self.blocks.data_ptr() // page) * page
+        last = (self.blocks.data_ptr() + self.nbytes) // page * page
+        if last > first:
+            # Advice: where it is not taken, nothing is lost but memory.
+            madvise = ctypes.CDLL(None).madvise
+            madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+            madvise(first, last - first, mmap.MADV_DONTNEED)
 
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         chosen = self.blocks.index_select(0, index.to(self.device))

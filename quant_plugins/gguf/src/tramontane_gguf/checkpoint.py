@@ -158,7 +158,7 @@ class GgufCheckpoint:
             return self._plain(name, source, data)
         if not info.shape:
             raise CheckpointError(f"{self._path}: tensor {info.name} is packed but a scalar")
-        packed = GgmlWeight(data, info.type, info.shape)
+        packed = GgmlWeight(data, info.type, info.shape, mapped=True)
         if source.stop is not None:
             packed = packed.rows(source.start, source.stop)
         if source.heads:
