@@ -73,6 +73,9 @@ def test_defaults_are_those_of_transformers() -> None:
     assert config.rope_parameters.rope_theta == 1e6
     assert config.local_rope_parameters.rope_theta == 1e4
     assert [config.window(i) for i in range(7)] == [4096] * 5 + [None, 4096]
+    for none in ({"sliding_window": None}, {"sliding_window_pattern": 1}):
+        without = Gemma3TextConfig.from_dict({**MINIMAL, **none})
+        assert [without.window(i) for i in range(7)] == [None] * 7
     assert (config.num_key_value_heads, config.head_dim) == (4, 256)
 
 

@@ -64,9 +64,10 @@ class Gemma3TextConfig(SlidingDecoderConfig):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Gemma3TextConfig:
         every = check_type("sliding_window_pattern", data.get("sliding_window_pattern", 6), "int")
+        window = data.get("sliding_window", 4096)
         return read(
             cls,
-            {"sliding_window": 4096, **data},
+            {**data, "sliding_window": window},
             supported={**SUPPORTED, "attn_logit_softcapping": ()},
             rope_parameters=read_rope_parameters(
                 data,
@@ -75,7 +76,8 @@ class Gemma3TextConfig(SlidingDecoderConfig):
                 layer_type=FULL_ATTENTION,
             ),
             local_rope_parameters=_local_rope(data),
-            **read_layer_types(data, lambda i: every < 1 or (i + 1) % every != 0),
+            # GGUF files of models in which every layer sees everything have no window.
+            **read_layer_types(data, lambda i: window is not None and (i + 1) % max(every, 1) != 0),
             **attention_heads({"head_dim": HEAD_DIM, "num_key_value_heads": 4, **data}),
         )
 
