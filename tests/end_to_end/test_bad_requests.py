@@ -119,16 +119,21 @@ def test_token_ids_that_do_not_exist(runner: Runner) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"grammar": "[0-9]+", "grammar_type": "regex"},
-        {"response_format": {"type": "json_object"}},
         {"web_search_options": {}},
         {"adapter": "poet"},
-        {"tool_choice": "required", "tool_schemas": []},
     ],
 )
 def test_what_is_not_there_yet_says_so(runner: Runner, fields: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match="not in this release"):
         runner.send_chat_completion_request({"messages": "Hi", **fields})
+
+
+def test_a_required_call_of_no_tool(runner: Runner) -> None:
+    request = {"messages": "Hi", "tool_choice": "required", "tool_schemas": []}
+    with pytest.raises(ValidationError, match="tool_schemas"):
+        runner.send_chat_completion_request(request)
+    with pytest.raises(UnsupportedError, match="chat request"):
+        runner.send_completion_request({"prompt": "Hi", "tool_choice": "required"})
 
 
 def test_a_template_that_cannot_be_read(model_dir: Path) -> None:

@@ -25,6 +25,7 @@ from tramontane.engine.scheduler import Scheduler, Step
 from tramontane.engine.sequence import Sequence, Status
 from tramontane.errors import EngineClosedError, EngineError, ValidationError
 from tramontane.protocols.executor import Executor
+from tramontane.sampling.constraint import Constraint
 from tramontane.sampling.params import SamplingParams
 from tramontane.sampling.sampler import SampledToken, Sampler
 from tramontane.text.tokenizer import Tokenizer
@@ -127,6 +128,7 @@ class Engine:
         cache_root: bytes = b"",
         new_text: bool = False,
         shown: frozenset[int] = frozenset(),
+        constraint: Constraint | None = None,
     ) -> Sequence:
         """Make a sequence for `submit`; see `Sequence`. Choices of one request that states a seed
         differ by ``index``."""
@@ -147,6 +149,7 @@ class Engine:
             cache_root=cache_root,
             new_text=new_text,
             shown=shown,
+            constraint=constraint,
         )
 
     def submit(self, seqs: Iterable[Sequence]) -> None:
@@ -307,6 +310,9 @@ class Engine:
             self._num_generated_tokens += 1
             try:
                 reason = seq.append(token, self._eos_token_ids, self.max_seq_len)
+            except EngineError as exc:
+                self._fail(seq, exc)
+                continue
             except Exception as exc:
                 self._fail(seq, chained(f"Token {token.token_id} could not be decoded: {exc}", exc))
                 continue

@@ -10,6 +10,7 @@ from attrs import define, field
 from tramontane.engine.output import FinishReason, OutputQueue
 from tramontane.engine.transcript import Transcript
 from tramontane.errors import EngineError, TramontaneError
+from tramontane.sampling.constraint import Constraint
 from tramontane.sampling.params import SamplingParams
 from tramontane.sampling.sampler import SampledToken, SamplerState
 from tramontane.text.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class Sequence:
         output: where deltas go; may be shared by several sequences of one request.
         index: which of those this is.
         ignore_eos: go on past end-of-sequence tokens.
+        constraint: the grammar the output follows; None for any text.
         cache_root: digest of what K and V depend on beside the tokens (adapter, images);
             sequences share blocks only when it is equal.
         output_ids: sampled tokens, the one that ended it included; grows.
@@ -81,6 +83,7 @@ class Sequence:
     output: OutputQueue
     index: int = 0
     ignore_eos: bool = False
+    constraint: Constraint | None = None
     cache_root: bytes = b""
 
     output_ids: list[int] = field(init=False)
@@ -117,6 +120,7 @@ class Sequence:
         cache_root: bytes = b"",
         new_text: bool = False,
         shown: frozenset[int] = frozenset(),
+        constraint: Constraint | None = None,
     ) -> Sequence:
         """Build a sequence with its sampler state and transcript.
 
@@ -130,11 +134,17 @@ class Sequence:
         return cls(
             prompt_ids=prompt_ids,
             params=params,
-            sampler_state=SamplerState(params, prompt_ids, seed=seed),
+            sampler_state=SamplerState(
+                params,
+                prompt_ids,
+                seed=seed,
+                allowed_mask=None if constraint is None else constraint.allowed,
+            ),
             transcript=Transcript(tokenizer, [] if new_text else prompt_ids, params, shown),
             output=OutputQueue() if output is None else output,
             index=index,
             ignore_eos=ignore_eos,
+            constraint=constraint,
             cache_root=cache_root,
         )
 
@@ -171,7 +181,9 @@ class Sequence:
         if token_id in params.stop_token_ids or (token_id in eos_token_ids and not self.ignore_eos):
             self.transcript.push_unseen(token)
             return "stop"
-        if self.transcript.push(token):
+        if self.constraint is not None:
+            self.constraint.advance(token_id)
+        if self.transcript.push(token) or (self.constraint and self.constraint.finished):
             return "stop"
         if params.max_tokens is not None and len(self.output_ids) >= params.max_tokens:
             return "length"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from attrs import frozen
@@ -29,8 +30,10 @@ from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
 from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
+from tramontane.sampling.constraint import Constraint, Prelude
+from tramontane.text.grammar import GrammarCompiler, answer_grammar, with_calls
 from tramontane.text.messages import text_messages
-from tramontane.text.reasoning import ReasoningSplitter
+from tramontane.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from tramontane.text.tool_calls import choose_format, shown_tokens
 from tramontane.text.turn import TurnReader
 
@@ -51,12 +54,16 @@ class _Turn:
         prompt: what it rendered.
         tools: those offered.
         tool_format: how calls are written in the answer; None when none are looked for.
+        grammar: what the answer must be, in llguidance's form; None for any text.
+        prelude: what comes before the grammar.
     """
 
     source: str
     prompt: str
     tools: list[dict[str, Any]]
     tool_format: ToolFormatSpec | None
+    grammar: str | None
+    prelude: Prelude | None
 
 
 class TextPipeline:
@@ -76,6 +83,10 @@ class TextPipeline:
         self._config = loaded.config
         self._template = loaded.chat_template
         self._plugins = options.plugins
+        self._eos_token_ids = frozenset(loaded.eos_token_ids)
+        self._grammars = GrammarCompiler(
+            loaded.tokenizer, loaded.config.vocab_size, self._eos_token_ids
+        )
         self._generation_config = loaded.generation_config
         self._facts = {
             "architecture": loaded.architecture.name,
@@ -122,10 +133,6 @@ class TextPipeline:
         self._refuse_unserved(request)
         if request.web_search_options is not None:
             raise UnsupportedError("web search is not in this release: drop web_search_options")
-        if request.response_format not in (None, {"type": "text"}):
-            raise UnsupportedError(
-                "response_format other than text is not in this release: leave it out"
-            )
         turn = self._turn(request)
         prompt_ids = self._fitted(self._tokenizer.encode(turn.prompt), request)
         params = self._params(request)
@@ -137,6 +144,8 @@ class TextPipeline:
             on_finish,
             new_text=True,
             shown=shown_tokens(turn.tool_format, self._tokenizer),
+            grammar=turn.grammar,
+            prelude=turn.prelude,
         )
         readers = [self._reader(turn) for _ in range(request.n_choices)]
         answer = ChatAnswer(self.model_id, sequences, readers, logprobs=request.logprobs)
@@ -149,6 +158,10 @@ class TextPipeline:
         returned, by mean log probability of a token, as in OpenAI's API.
         """
         self._refuse_unserved(request)
+        if _forces_call(request):
+            raise UnsupportedError(
+                "a text is continued without tools: send a chat request, or leave out tool_choice"
+            )
         num_samples = max(request.best_of, request.n_choices)
         choosing = num_samples > request.n_choices
         if choosing and request.stream:
@@ -159,7 +172,13 @@ class TextPipeline:
         prompt_ids = self._fitted(self._tokenizer.encode(request.prompt), request)
         params = self._params(request, need_logprobs=choosing)
         sequences, output = self._sequences(
-            request, prompt_ids, params, num_samples, on_finish, new_text=False
+            request,
+            prompt_ids,
+            params,
+            num_samples,
+            on_finish,
+            new_text=False,
+            grammar=answer_grammar(request),
         )
         answer = CompletionAnswer(
             self.model_id,
@@ -202,12 +221,6 @@ class TextPipeline:
     # Steps of `chat` and `complete` ---------------------------------------------------------
 
     def _refuse_unserved(self, request: ChatCompletionRequest | CompletionRequest) -> None:
-        if request.grammar is not None:
-            raise UnsupportedError("grammars are not in this release: leave out grammar")
-        if request.tool_choice not in (None, ToolChoice.Auto, ToolChoice.NoTools):
-            raise UnsupportedError(
-                "a required tool call is not in this release: use ToolChoice.Auto or leave it out"
-            )
         if request.adapter is not None:
             raise UnsupportedError("adapters are not in this release: leave out adapter")
 
@@ -235,7 +248,73 @@ class TextPipeline:
         source = self._template.source(tools=bool(tools))
         found = choose_format(self._plugins.specs("tool_formats"), source)
         used = found is not None and (bool(tools) or found.whole_answer)
-        return _Turn(source, prompt, tools or [], found if used else None)
+        spec = found if used else None
+        grammar = self._grammar(request, tools or [], spec)
+        prelude = None if grammar is None else self._prelude(request, source, prompt, spec)
+        return _Turn(source, prompt, tools or [], spec, grammar, prelude)
+
+    def _grammar(
+        self,
+        request: ChatCompletionRequest,
+        tools: list[dict[str, Any]],
+        spec: ToolFormatSpec | None,
+    ) -> str | None:
+        """What the answer must be: the request's grammar, a tool call, or either."""
+        answer = answer_grammar(request)
+        choice = request.tool_choice
+        forced = _forces_call(request)
+        apart = spec is not None and spec.whole_answer
+        if not forced and (answer is None or not tools or apart):
+            return answer
+        if not tools:
+            raise ValidationError(f"tool_choice {choice} needs tool_schemas to choose from")
+        if isinstance(choice, Mapping):
+            name = choice["function"]["name"]
+            tools = [tool for tool in tools if tool["function"]["name"] == name]
+            if not tools:
+                raise ValidationError(f"tool_choice names {name!r}, which no tool_schema describes")
+        rules: str | None = None
+        if spec is not None:
+            rules = self._plugins.resolve(spec).call_grammar(tools, self._grammars.mark)
+        if rules is None:
+            raise UnsupportedError(
+                f"{self.model_id} writes tool calls in a form that no grammar covers here: use "
+                f"tool_choice auto, and grammar or response_format only without tools"
+            )
+        return with_calls(rules, None if forced else answer)
+
+    def _prelude(
+        self,
+        request: ChatCompletionRequest,
+        source: str,
+        prompt: str,
+        spec: ToolFormatSpec | None,
+    ) -> Prelude | None:
+        """What comes before the grammar: the reasoning, if this model thinks."""
+        if spec is not None and spec.whole_answer:
+            return (
+                None if spec.answer_begins is None else Prelude(spec.answer_begins.encode(), True)
+            )
+        splitter = ReasoningSplitter.for_prompt(source, prompt)
+        if splitter is None:
+            return None
+        end = CLOSE.encode()
+        if splitter.inside:
+            return Prelude(end, inside=True)
+        opening = self._tokenizer.token_to_id(OPEN)
+        if request.enable_thinking is False or opening is None or prompt.rstrip().endswith(CLOSE):
+            return None
+        return Prelude(end, opening=frozenset([opening]))
+
+    def _constraint(self, grammar: str, prelude: Prelude | None) -> Constraint:
+        return Constraint(
+            self._grammars.matcher(grammar),
+            vocab_size=self._config.vocab_size,
+            token_bytes=self._tokenizer.token_bytes,
+            encode=partial(self._tokenizer.encode, add_special_tokens=False),
+            eos_token_ids=self._eos_token_ids,
+            prelude=prelude,
+        )
 
     def _reader(self, turn: _Turn) -> TurnReader:
         spec = turn.tool_format
@@ -284,6 +363,8 @@ class TextPipeline:
         *,
         new_text: bool,
         shown: frozenset[int] = frozenset(),
+        grammar: str | None = None,
+        prelude: Prelude | None = None,
     ) -> tuple[list[TokenSequence], OutputQueue]:
         """``count`` sequences that write to one queue."""
         sequences: list[TokenSequence] = []
@@ -302,6 +383,7 @@ class TextPipeline:
                     cache_root=cache_root,
                     new_text=new_text,
                     shown=shown,
+                    constraint=None if grammar is None else self._constraint(grammar, prelude),
                 )
             )
         return sequences, output
@@ -315,6 +397,11 @@ class TextPipeline:
         self._engine.submit(sequences)
         engine = self._engine
         return GenerationStream(output, answer, lambda: engine.cancel(sequences))
+
+
+def _forces_call(request: ChatCompletionRequest | CompletionRequest) -> bool:
+    """Whether the model must call a tool."""
+    return request.tool_choice not in (None, ToolChoice.Auto, ToolChoice.NoTools)
 
 
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:

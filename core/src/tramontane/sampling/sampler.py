@@ -31,7 +31,7 @@ from tramontane.sampling.logprobs import logprobs_of
 from tramontane.sampling.params import SamplingParams
 from tramontane.sampling.penalties import TokenCounts, add_bias, penalize_occurrence
 
-Mask = Callable[[], Tensor]
+Mask = Callable[[], Tensor | None]
 
 
 @frozen
@@ -57,8 +57,9 @@ class SamplerState:
         prompt_ids: not changed.
         output_ids: what has been sampled; the owner appends each token before the next step.
         seed: of its draws; None for ``params.seed``, and if that is None, an unpredictable one.
-        allowed_mask: gives the tokens that the grammar allows next, [vocab] bool; shorter than
-            the logits it forbids the rest. Called once a step at least; must not change anything.
+        allowed_mask: gives the tokens that the grammar allows next, [vocab] bool, or None for all;
+            shorter than the logits it forbids the rest. Called once a step at least; must not
+            change anything.
     """
 
     def __init__(
@@ -108,8 +109,9 @@ class SamplerState:
             penalize_occurrence(logits, self._counts, params)
         if params.logit_bias:
             add_bias(logits, params.logit_bias)
-        if self.allowed_mask is not None:
-            allowed = self.allowed_mask().to(logits.device)[: logits.shape[0]]
+        allowed = None if self.allowed_mask is None else self.allowed_mask()
+        if allowed is not None:
+            allowed = allowed.to(logits.device)[: logits.shape[0]]
             logits[: len(allowed)].masked_fill_(~allowed, float("-inf"))
             logits[len(allowed) :] = float("-inf")
 
