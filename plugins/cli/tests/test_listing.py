@@ -91,7 +91,7 @@ def test_a_check_that_breaks_becomes_a_finding(monkeypatch):
 
     for name in ("python", "distributions", "libraries", "torch_build", "devices", "processor"):
         monkeypatch.setattr(checks, name, list)
-    for name in ("disk", "hub", "plug_ins"):
+    for name in ("kernels", "disk", "hub", "plug_ins"):
         monkeypatch.setattr(checks, name, list)
     monkeypatch.setattr(checks, "memory", memory)
     (finding,) = checks.examine()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tramontane.errors import CheckpointError
-from tramontane.kernels import reference
+from tramontane.kernels import dispatch, reference
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.types import BY_NAME
 from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
@@ -148,6 +148,7 @@ def test_one_weight_is_packed_once() -> None:
     assert prepare(weight) is prepare(weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ["portable", "portable16", "avx2", "avx512"])
 def test_other_instruction_sets(isa: str) -> None:
     """The library settles for one at start, so each needs a process of its own."""
@@ -198,3 +199,19 @@ def test_a_mapped_weight_is_not_in_memory_twice(tmp_path: Path) -> None:
     x = whole_numbers(2, 1024)
     assert torch.equal(packed_linear(x, packed), packed_linear(x, prepare(source)))
     assert torch.equal(weight.dequantize(), source.dequantize())  # read from the file again
+
+
+def test_without_the_library_the_reference_is_bound_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+    bound = dispatch.bind("packed_linear", cpu, dtype=torch.float32, format="gguf.q4_k")
+    assert bound is packed_linear
+    monkeypatch.setattr(dispatch, "_choices", {})
+    monkeypatch.setattr(packed_linear, "why_not", lambda: "the native library was not built")
+    bound = dispatch.bind("packed_linear", cpu, dtype=torch.float32, format="gguf.q4_k")
+    assert bound is reference.packed_linear
+    refusals = [c.refusal for c in dispatch.candidates("packed_linear", cpu)]
+    assert "the native library was not built" in refusals

@@ -61,8 +61,8 @@ def bind(op: str, device: torch.device, **facts: Any) -> Operator:
     """The best usable implementation of ``op``.
 
     A kernel's target is a callable with the signature of the reference. It may carry an attribute
-    ``supports(**facts) -> bool``, called with everything in ``facts``, and one of
-    ``prepare(weight)``, see `prepare`.
+    ``supports(**facts) -> bool``, called with everything in ``facts``; ``prepare(weight)``, see
+    `prepare`; and ``why_not() -> str | None``, which says why it cannot run on this machine at all.
 
     Args:
         op: a key of `tramontane.kernels.reference.OPERATORS`.
@@ -112,7 +112,7 @@ def choices() -> list[Choice]:
 def candidates(op: str, device: torch.device) -> list[Candidate]:
     """Every implementation of ``op``, best first, with the reason why one cannot run here."""
     specs = [spec for spec in plugin_manager().specs("kernels") if spec.op == op]
-    found = [Candidate(s.name, s.priority, _refusal(s, device)) for s in specs]
+    found = [Candidate(s.name, s.priority, _resolved(s, device)[0]) for s in specs]
     found.sort(key=lambda c: -c.priority)
     return [*found, Candidate("reference", 0)]
 
@@ -124,9 +124,7 @@ def _refusal(spec: KernelSpec, device: torch.device) -> str | None:
     return f"{device} lacks {', '.join(lacking)}" if lacking else None
 
 
-def _try(
-    spec: KernelSpec, device: torch.device, facts: dict[str, Any]
-) -> tuple[str | None, Operator | None]:
+def _resolved(spec: KernelSpec, device: torch.device) -> tuple[str | None, Operator | None]:
     refusal = _refusal(spec, device)
     if refusal is not None:
         return refusal, None
@@ -136,10 +134,19 @@ def _try(
         # A broken kernel must not keep the model from running; the reference is always right.
         log.warning("kernel %s is not used: %s", spec.name, error)
         return str(error), None
+    why_not = getattr(operator, "why_not", None)
+    refusal = None if why_not is None else why_not()
+    return (None, operator) if refusal is None else (refusal, None)
+
+
+def _try(
+    spec: KernelSpec, device: torch.device, facts: dict[str, Any]
+) -> tuple[str | None, Operator | None]:
+    refusal, operator = _resolved(spec, device)
     supports = getattr(operator, "supports", None)
     if supports is not None and not supports(**facts):
         return f"does not support {facts}", None
-    return None, operator
+    return refusal, operator
 
 
 def _record(key: _Key, name: str, operator: Operator, others: tuple[Candidate, ...]) -> Operator:

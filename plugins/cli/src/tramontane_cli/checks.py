@@ -50,8 +50,8 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything, in the order shown. A check that itself fails becomes a finding."""
     checks: list[Callable[[], Iterable[Finding]]] = [
-        python, distributions, libraries, torch_build, devices, processor, memory, disk, hub,
-        plug_ins,
+        python, distributions, libraries, torch_build, devices, processor, kernels, memory, disk,
+        hub, plug_ins,
     ]  # fmt: skip
     findings: list[Finding] = []
     for check in checks:
@@ -153,6 +153,24 @@ def processor() -> Iterator[Finding]:
         f"{os.cpu_count()} threads, torch uses {torch.backends.cpu.get_cpu_capability()}"
     )
     yield Finding("CPU", "ok", found + (f"; {' '.join(usable)}" if usable else ""))
+
+
+def kernels() -> Iterator[Finding]:
+    """Which implementation of each operator the CPU gets, and why not a faster one."""
+    import torch
+
+    from tramontane.kernels import dispatch
+    from tramontane.kernels.reference import OPERATORS
+
+    if os.environ.get(dispatch.ENVIRONMENT) == "reference":
+        yield Finding("kernels", "ok", f"torch only, by {dispatch.ENVIRONMENT}")
+        return
+    for op in OPERATORS:
+        first, *rest = dispatch.candidates(op, torch.device("cpu"))
+        used = next(c for c in (first, *rest) if c.refusal is None)
+        reasons = "; ".join(f"not {c.name}: {c.refusal}" for c in (first, *rest) if c.refusal)
+        found = f"{op} through {used.name}" + (f" ({reasons})" if reasons else "")
+        yield Finding("kernels", "ok", found)
 
 
 def memory() -> Iterator[Finding]:

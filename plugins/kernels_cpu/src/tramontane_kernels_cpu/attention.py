@@ -16,7 +16,7 @@ from torch import Tensor
 from tramontane.kernels import reference
 from tramontane.kernels.reference import PagedStorage
 from tramontane.protocols import ForwardBatch
-from tramontane_kernels_cpu.library import check, native, threads
+from tramontane_kernels_cpu.library import check, native, threads, why_not
 
 _KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -99,7 +99,8 @@ def paged_attention(
 
 
 def supports(**facts: Any) -> bool:
-    return native() is not None and facts.get("dtype") in _KV_DTYPES
+    return facts.get("dtype") in _KV_DTYPES
 
 
+paged_attention.why_not = why_not  # type: ignore[attr-defined]
 paged_attention.supports = supports  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tramontane.protocols import PackedWeight
-from tramontane_kernels_cpu.library import check, native, threads
+from tramontane_kernels_cpu.library import check, native, threads, why_not
 from tramontane_kernels_cpu.weights import TYPES, NativeWeight, repack
 
 
@@ -40,12 +40,13 @@ def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -
 
 
 def supports(**facts: Any) -> bool:
-    return facts.get("format") in TYPES and native() is not None
+    return facts.get("format") in TYPES
 
 
 def prepare(weight: PackedWeight) -> NativeWeight:
     return repack(weight)
 
 
+packed_linear.why_not = why_not  # type: ignore[attr-defined]
 packed_linear.supports = supports  # type: ignore[attr-defined]
 packed_linear.prepare = prepare  # type: ignore[attr-defined]
