@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text()
 BOS, EOS, END, PAD = "<|bos|>", "<|eos|>", "<|end|>", "<|pad|>"
 
 # Shares of the single turns. Sums weigh most: they have the most to learn.
-_TURNS = ((plus_turn, 32), (minus_turn, 16), (times_turn, 4), (capital_turn, 14),
+_TURNS = ((plus_turn, 38), (minus_turn, 20), (times_turn, 4), (capital_turn, 16),
           (everyday_turn, 22), (talk_turn, 10), (copy_turn, 10), (hard_turn, 2))  # fmt: skip
 _KINDS, _WEIGHTS = zip(*_TURNS, strict=True)
 
@@ -81,13 +81,13 @@ def dialogue(random: Random) -> Dialogue:
     if chance < 0.01:
         return Dialogue(raw=story_turn(random)[1])
     tools: list[dict[str, Any]] = []
-    if chance < 0.45:
+    if chance < 0.36:
         tools, messages = tool_dialogue(random)
         if random.random() < 0.1 and len(messages) == 4:
             task = weather_task(random)
             if task.name not in [tool["function"]["name"] for tool in tools]:
                 tools, messages = [*tools, task.schema], messages + tool_messages(random, task)
-    elif chance < 0.5:
+    elif chance < 0.4:
         messages = plain_messages(story_turn(random))
         if random.random() < 0.3:
             messages += plain_messages(talk_turn(random))

@@ -6,65 +6,23 @@ gradients: far less waiting than several threads within each small operator.
 
 import argparse
 import math
-import random
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from batches import batches, sample, tensors
+from induction import seed_copying
 from network import Config, Network
-from text import BOS, END, EOS, dialogues, render
+from text import BOS, END, EOS
 from tokenizer import save_tokenizer, train_tokenizer
 from tokenizers import Tokenizer
 from torch import Tensor
 
 MODEL = Path(__file__).parent.parent / "src" / "tramontane_demo_model" / "model"
-# What the user writes is mostly chance; what the assistant writes counts, and its digits most,
-# since they carry the arithmetic and the arguments of tool calls.
-PROMPT_WEIGHT, ANSWER_WEIGHT, DIGIT_WEIGHT = 0.05, 1.0, 2.0
-BUFFER = 1024
-
-
-def batches(
-    tokenizer: Tokenizer, seed: int, budget: int, context: int
-) -> Iterator[list[list[int]]]:
-    """Yield batches of dialogues of like length, at most `budget` tokens each with padding."""
-    shuffler = random.Random(seed)
-    stream = dialogues(seed)
-    while True:
-        texts = [render(next(stream)) for _ in range(BUFFER)]
-        encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-        rows = sorted((encoding.ids[:context] for encoding in encodings), key=len)
-        ready: list[list[list[int]]] = [[]]
-        for row in rows:
-            if len(row) * (len(ready[-1]) + 1) > budget:
-                ready.append([])
-            ready[-1].append(row)
-        shuffler.shuffle(ready)
-        yield from ready
-
-
-def tensors(rows: list[list[int]], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Return tokens `[B, T]` and the weight of each token's loss, zero for padding."""
-    assistant, end = tokenizer.token_to_id("<|assistant|>"), tokenizer.token_to_id(END)
-    digits = {tokenizer.token_to_id(digit) for digit in "0123456789"}
-    length = max(map(len, rows))
-    tokens = torch.zeros(len(rows), length, dtype=torch.long)
-    weights = torch.zeros(len(rows), length)
-    for row_idx, row in enumerate(rows):
-        tokens[row_idx, : len(row)] = torch.tensor(row)
-        inside = assistant not in row  # a plain story counts whole
-        row_weights = []
-        for token in row:
-            answer_weight = DIGIT_WEIGHT if token in digits else ANSWER_WEIGHT
-            row_weights.append(answer_weight if inside else PROMPT_WEIGHT)
-            inside = token == assistant or (inside and token != end)
-        weights[row_idx, : len(row)] = torch.tensor(row_weights)
-    return tokens, weights
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -110,6 +68,8 @@ def train(rank: int, arguments: argparse.Namespace, rendezvous: str) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         first = saved["step"]
     tokenizer = Tokenizer.from_file(str(arguments.output / "tokenizer.json"))
+    if not arguments.resume:
+        seed_copying(network, sample(tokenizer, arguments.seed))
     bos, eos, end = map(tokenizer.token_to_id, (BOS, EOS, END))
 
     def save(step: int) -> None:
@@ -119,12 +79,12 @@ def train(rank: int, arguments: argparse.Namespace, rendezvous: str) -> None:
 
     # Processes, and runs that go on from a checkpoint, each have text of their own.
     seed = (arguments.seed + first) * processes + rank
-    stream = batches(tokenizer, seed, arguments.tokens, config.max_position_embeddings)
+    stream = batches(tokenizer, seed, arguments.tokens, config.max_position_embeddings, first)
     started, seen, losses = time.monotonic(), 0, []
     for step in range(first, arguments.steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.peak)
-        tokens, weights = tensors(next(stream), tokenizer)
+        tokens, weights = tensors(next(stream))
         loss = loss_of(network, tokens, weights)
         loss.backward()
         average_gradients(network)
