@@ -78,7 +78,8 @@ class Runner:
         tool_callbacks: functions the model may call, ``f(name, arguments) -> text`` by tool name.
             Requests offer them by their schema in ``tool_schemas``; the runner runs them and lets
             the model go on with what they return.
-        mcp_client_config: MCP servers whose tools the model may call.
+        mcp_client_config: MCP servers whose tools the model may call; None for those of the file
+            that the environment variable ``MCP_CONFIG_PATH`` names, if any.
         max_tool_rounds: turns of the model whose tool calls are run, at most, before a chat
             answers; a request may state its own limit.
         tool_approval: asked ``tool_approval(name, arguments)`` before each call that is run; True
@@ -301,6 +302,11 @@ class Runner:
     def stats(self, model_id: str | None = None) -> dict[str, Any]:
         """Counters of a loaded model's engine: queue, cache blocks, prefix hits, tokens."""
         return self._models.peek(model_id).stats()
+
+    def mcp_status(self) -> dict[str, dict[str, Any]]:
+        """How each MCP server is doing, by its id: ``state``, the last ``error``, its ``tools``
+        and more (docs/mcp.md). Empty without ``mcp_client_config``."""
+        return self._tools.status()
 
     # Models -------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ Names and defaults are those of the mistralrs SDK; their meaning is told by `Run
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from attrs import field, frozen
 from tramontane.api.convert import structure
 from tramontane.api.mcp_config import McpClientConfigPy
 from tramontane.api.selector import Selector
-from tramontane.errors import UnsupportedError, ValidationError
+from tramontane.errors import MissingPluginError, UnsupportedError, ValidationError
+from tramontane.hooks.known import hint_for
 from tramontane.tools.registry import ToolRegistry
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 BLOCK_SIZES = (8, 16, 32)
 
 TOKEN_SOURCES = ("cache", "literal", "env", "path", "none")
+
+MCP_CONFIG_PATH = "MCP_CONFIG_PATH"
+"""Environment variable: the file that says which MCP servers to use where nothing else does."""
 
 UNSERVED = {
     "which_draft": "speculative decoding is not in this release: leave out which_draft",
@@ -61,7 +66,10 @@ def _callbacks(instance: object, attribute: Any, value: Any) -> None:
 
 
 def _mcp_config(value: Any) -> Any:
-    return None if value is None else structure(value, McpClientConfigPy)
+    if value is not None:
+        return structure(value, McpClientConfigPy)
+    path = os.environ.get(MCP_CONFIG_PATH)
+    return McpClientConfigPy.from_file(path) if path else None
 
 
 def _fraction(instance: object, attribute: Any, value: float | None) -> None:
@@ -141,7 +149,7 @@ class RunnerSettings:
             if getattr(self, name):
                 plugins.get(kind, provider)
         if self.mcp_client_config and not plugins.observes("tramontane_tool_sources"):
-            raise plugins.missing("transports", "http")
+            raise MissingPluginError(hint_for("tool_sources", "mcp"))
         if self.pa_cache_type is not None and str(self.pa_cache_type).lower() != "auto":
             raise UnsupportedError(
                 f"pa_cache_type {self.pa_cache_type} is not in this release: leave it out for a "

@@ -122,6 +122,12 @@ class ToolRegistry:
             return []
         return [_record(job, round_idx) for job in jobs]
 
+    def status(self) -> dict[str, dict[str, Any]]:
+        """How what the sources depend on is doing, by its name."""
+        return {
+            name: dict(one) for source in self._sources for name, one in source.status().items()
+        }
+
     def close(self) -> None:
         """Release what the sources hold."""
         for source in self._sources:
