@@ -222,6 +222,13 @@ def test_either_a_call_or_an_answer_in_the_grammar(runner: Runner) -> None:
     assert seen == {"stop", "tool_calls"}
 
 
+def test_strict_tools_leave_text_free(runner: Runner) -> None:
+    strict = [{**t, "function": {**t["function"], "strict": True}} for t in TOOLS]
+    (choice,) = ask(runner, tool_schemas=strict, max_tokens=40, logit_bias=None, seed=3).choices
+    assert choice.message.tool_calls is None
+    assert len(set(choice.message.content or "")) > 10
+
+
 def test_the_grammar_begins_after_the_reasoning(runner: Runner, model_dir: Path) -> None:
     template = TEMPLATE + "<think>\n{# </think> #}"
     with Runner(

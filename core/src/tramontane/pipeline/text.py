@@ -31,7 +31,13 @@ from tramontane.pipeline.stream import Answer, GenerationStream
 from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
 from tramontane.sampling.constraint import Constraint, Prelude
-from tramontane.text.grammar import GrammarCompiler, answer_grammar, with_calls
+from tramontane.text.grammar import (
+    GrammarCompiler,
+    answer_grammar,
+    regex_grammar,
+    text_with_calls,
+    with_calls,
+)
 from tramontane.text.messages import text_messages
 from tramontane.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from tramontane.text.tool_calls import choose_format, shown_tokens
@@ -264,6 +270,9 @@ class TextPipeline:
         choice = request.tool_choice
         forced = _forces_call(request)
         apart = spec is not None and spec.whole_answer
+        strict = answer is None and any(tool["function"].get("strict") is True for tool in tools)
+        if strict and not forced:
+            return self._strict_grammar(tools, spec)
         if not forced and (answer is None or not tools or apart):
             return answer
         if not tools:
@@ -282,6 +291,24 @@ class TextPipeline:
                 f"tool_choice auto, and grammar or response_format only without tools"
             )
         return with_calls(rules, None if forced else answer)
+
+    def _strict_grammar(self, tools: list[dict[str, Any]], spec: ToolFormatSpec | None) -> str:
+        """Any answer, in which calls of strict tools have arguments as their schemas want them."""
+        calls = None if spec is None else self._plugins.resolve(spec)
+        loose = [tool if tool["function"].get("strict") is True else _loose(tool) for tool in tools]
+        grammar: str | None = None
+        if calls is not None and calls.TRIGGER:
+            rules = partial(calls.call_grammar, loose)
+            grammar = text_with_calls(rules, self._grammars.mark, calls.TRIGGER)
+        elif calls is not None and calls.NO_CALL:
+            rules = calls.call_grammar(loose, self._grammars.mark)
+            grammar = None if rules is None else with_calls(rules, regex_grammar(calls.NO_CALL))
+        if grammar is None:
+            raise UnsupportedError(
+                f"{self.model_id} writes tool calls in a form in which strict schemas cannot be "
+                f"enforced here: leave out strict"
+            )
+        return grammar
 
     def _prelude(
         self,
@@ -402,6 +429,11 @@ class TextPipeline:
 def _forces_call(request: ChatCompletionRequest | CompletionRequest) -> bool:
     """Whether the model must call a tool."""
     return request.tool_choice not in (None, ToolChoice.Auto, ToolChoice.NoTools)
+
+
+def _loose(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool whose arguments may be any object."""
+    return {"function": {"name": tool["function"]["name"], "parameters": {"type": "object"}}}
 
 
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:

@@ -56,6 +56,11 @@ def answer_grammar(request: ChatCompletionRequest | CompletionRequest) -> str | 
     )
 
 
+def regex_grammar(pattern: str) -> str:
+    """llguidance's form of a regular expression."""
+    return _of_type(GrammarType.Regex, pattern)
+
+
 def with_calls(call_rules: str, answer: str | None) -> str:
     """A grammar of tool calls, or of either calls or an answer.
 
@@ -71,6 +76,35 @@ def with_calls(call_rules: str, answer: str | None) -> str:
         start += f" | @{others[0]['name']}"
     calls = {"name": "calls", "lark_grammar": f"{start}\n{call_rules}\n"}
     return json.dumps({"grammars": [calls, *others]})
+
+
+def text_with_calls(
+    call_grammar: Callable[[Callable[[str], str]], str | None],
+    mark: Callable[[str], str],
+    trigger: str,
+) -> str | None:
+    """A grammar of any text with calls in it, each of which follows its rules.
+
+    Args:
+        call_grammar: Lark rules with the entry ``tool_call``, given how to write markers.
+        mark: writes the other markers.
+        trigger: the marker that a call begins with; text in which it stands is a call.
+    """
+    marked = mark(trigger)
+    special = not marked.startswith('"')
+
+    def with_text(text: str) -> str:
+        if text != trigger:
+            return mark(text)
+        return f"ANY_TEXT {marked}" if special else "call_begins"
+
+    rules = call_grammar(with_text)
+    if rules is None:
+        return None
+    lines = ["start: tool_call* ANY_TEXT", r"ANY_TEXT: /(.|\n)*/", rules]
+    if not special:
+        lines.append(f"call_begins[lazy]: ANY_TEXT {marked}")
+    return json.dumps({"grammars": [{"name": "calls", "lark_grammar": "\n".join(lines)}]})
 
 
 def _of_type(kind: GrammarType, text: str) -> str:

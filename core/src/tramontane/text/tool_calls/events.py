@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -68,7 +68,16 @@ class ToolFormat(Protocol):
     """Reads one answer. The target of a `ToolFormatSpec` is a class of this kind.
 
     What all events say together does not depend on how the text was divided.
+
+    Attributes:
+        TRIGGER: the marker that `call_grammar` begins with, wherever in the answer it stands;
+            empty if calls can only begin the answer.
+        NO_CALL: for an empty ``TRIGGER``, a regular expression of answers that are no call; empty
+            if there is none.
     """
+
+    TRIGGER: ClassVar[str]
+    NO_CALL: ClassVar[str]
 
     def __init__(self, tools: Tools = ()) -> None: ...
 

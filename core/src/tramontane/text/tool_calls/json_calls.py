@@ -143,7 +143,7 @@ class _Marked(JsonCalls):
 class Hermes(_Marked):
     """``<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>``"""
 
-    OPEN = "<tool_call>"
+    OPEN = TRIGGER = "<tool_call>"
     CLOSE = "</tool_call>"
     LISTS = False
 
@@ -151,20 +151,20 @@ class Hermes(_Marked):
 class Granite(_Marked):
     """``<|tool_call|>[{"name": …, "arguments": {…}}, …]``"""
 
-    OPEN = "<|tool_call|>"
+    OPEN = TRIGGER = "<|tool_call|>"
 
 
 class Phi4(_Marked):
     """``<|tool_call|>[{"name": …, "arguments": {…}}, …]<|/tool_call|>``"""
 
-    OPEN = "<|tool_call|>"
+    OPEN = TRIGGER = "<|tool_call|>"
     CLOSE = "<|/tool_call|>"
 
 
 class Mistral(_Marked):
     """``[TOOL_CALLS][{"name": …, "arguments": {…}, "id": …}, …]``"""
 
-    OPEN = "[TOOL_CALLS]"
+    OPEN = TRIGGER = "[TOOL_CALLS]"
 
     def new_id(self) -> str:
         return short_id()
@@ -183,6 +183,7 @@ class Llama(JsonCalls):
     """
 
     TAG = "<|python_tag|>"
+    NO_CALL = r"([^{](.|\n)*)?"
 
     def read(self) -> Steps[None]:
         yield from self._bare()

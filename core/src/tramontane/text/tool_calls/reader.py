@@ -11,7 +11,7 @@ import json
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from tramontane.text.tool_calls.events import (
     CallArguments,
@@ -44,6 +44,9 @@ class CallReader:
 
     Subclasses define `read`, which consumes everything with the methods below it.
     """
+
+    TRIGGER: ClassVar[str] = ""
+    NO_CALL: ClassVar[str] = ""
 
     def __init__(self, tools: Tools = ()) -> None:
         self.parameters = {name: schema for name, schema in map(_signature, tools) if name}

@@ -74,7 +74,7 @@ class _Section(CallReader):
 class DeepSeekV31(_Section):
     """``<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>{…}<｜tool▁call▁end｜>``"""
 
-    SECTION = "<｜tool▁calls▁begin｜>"
+    SECTION = TRIGGER = "<｜tool▁calls▁begin｜>"
     SECTION_END = "<｜tool▁calls▁end｜>"
     BEGIN = "<｜tool▁call▁begin｜>"
     SEPARATOR = "<｜tool▁sep｜>"
@@ -105,7 +105,7 @@ class DeepSeekV3(DeepSeekV31):
 class Kimi(_Section):
     """``<|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{…}<|tool_call_end|>``"""
 
-    SECTION = "<|tool_calls_section_begin|>"
+    SECTION = TRIGGER = "<|tool_calls_section_begin|>"
     SECTION_END = "<|tool_calls_section_end|>"
     BEGIN = "<|tool_call_begin|>"
     SEPARATOR = "<|tool_call_argument_begin|>"
@@ -122,7 +122,7 @@ class Kimi(_Section):
 class MistralArgs(CallReader):
     """``[TOOL_CALLS]NAME[CALL_ID]ID[ARGS]{…}``, the id being optional."""
 
-    OPEN = "[TOOL_CALLS]"
+    OPEN = TRIGGER = "[TOOL_CALLS]"
     CALL_ID = "[CALL_ID]"
     ARGS = "[ARGS]"
 

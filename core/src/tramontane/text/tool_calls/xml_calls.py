@@ -17,6 +17,8 @@ from tramontane.text.tool_calls.typed import parameter, typed
 class _Tagged(CallReader):
     """What both share: arguments told one at a time."""
 
+    TRIGGER = "<tool_call>"
+
     def put(self, sink: Sink, name: str, key: str, text: str, *, first: bool) -> None:
         """Tell one argument."""
         value = typed(text, parameter(self.parameters.get(name), key))
