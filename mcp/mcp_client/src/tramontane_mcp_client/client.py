@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SETTLE_SECS = 15
+SETTLE_SECS = 30
 """How long the first look at the tools waits for servers that have not answered yet."""
 
 RETRY_SECS = 0.5

@@ -168,8 +168,15 @@ class Server:
 
     def reconnect(self) -> None:
         """End the connection, or the wait for the next try."""
-        self._lost.set()
+        if self._client is not None:
+            self._lose(self._client)
         self._retry_now.set()
+
+    def _lose(self, client: Client) -> None:
+        """Give a connection up, unless another has taken its place; its session ends soon."""
+        if self._client is client:
+            self._client, self.state = None, "connecting"
+            self._lost.set()
 
     async def _try(self) -> None:
         """One connection, from its start to its end, which it records."""
@@ -340,11 +347,12 @@ class Server:
                     f"{what} of {self._config.name} timed out after {limit:g} seconds"
                 ) from error
             if error.code == types.CONNECTION_CLOSED or "Session terminated" in str(error):
-                self._lost.set()
+                self._lose(client)
             raise McpError(f"{what} of {self._config.name}: {describe(error)}") from error
         except (ValidationError, RuntimeError) as error:
+            why = describe(error).partition("\n")[0]
             raise McpError(
-                f"{what} of {self._config.name} answered against the protocol: {describe(error)}"
+                f"{what} of {self._config.name} answered against the protocol: {why}"
             ) from error
 
     def status(self, names: tuple[str, ...], refused: Mapping[str, str], via: str) -> ServerStatus:

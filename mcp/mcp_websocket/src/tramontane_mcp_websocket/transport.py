@@ -49,6 +49,10 @@ class WebSocketTransport:
         incoming, read = anyio.create_memory_object_stream[SessionMessage | Exception](0)
         write, outgoing = anyio.create_memory_object_stream[SessionMessage](0)
         async with (
+            incoming,
+            read,
+            write,
+            outgoing,
             connect(
                 self._source.url,
                 additional_headers=self._headers,
@@ -56,10 +60,6 @@ class WebSocketTransport:
                 open_timeout=self._source.timeout_secs,
                 max_size=MAX_MESSAGE_BYTES,
             ) as socket,
-            incoming,
-            read,
-            write,
-            outgoing,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(_receive, socket, incoming)

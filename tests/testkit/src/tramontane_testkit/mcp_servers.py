@@ -1,6 +1,6 @@
 """An MCP server for tests, written with the official SDK, and ways to serve it.
 
-``python -m tramontane_testkit.mcp_servers`` serves it over standard input and output.
+Run as a program, this file serves it over standard input and output.
 """
 
 from __future__ import annotations
@@ -376,8 +376,8 @@ def websocket_server(
         drop()
 
 
-STDIO = (sys.executable, "-m", "tramontane_testkit.mcp_servers")
-"""Command that serves over standard input and output."""
+STDIO = (sys.executable, "-P", __file__)
+"""Command that serves over standard input and output, without this package's other imports."""
 
 
 async def _main() -> None:
