@@ -109,7 +109,7 @@ def train(rank: int, arguments: argparse.Namespace, rendezvous: str) -> None:
 def main() -> None:
     """Train the tokenizer, then the network in several processes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=4500)
     parser.add_argument("--tokens", type=int, default=1024, help="tokens of a process's batch")
     parser.add_argument("--peak", type=float, default=2.5e-3, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=17)
