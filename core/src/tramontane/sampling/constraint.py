@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,6 @@ from tramontane.errors import EngineError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-
-NUM_THREADS = 4
-"""That compute masks. llguidance does so without the interpreter's lock."""
 
 
 @frozen
@@ -41,8 +37,9 @@ class Prelude:
 class Constraint:
     """Follows the tokens of one sequence through a grammar.
 
-    The mask of the next token is computed on another thread from the moment the last one is
-    known, so beside the model's forward. For one thread at a time.
+    The mask of the next token is computed once, by llguidance and without the interpreter's lock.
+    Doing so on other threads was measured to cost more than it saves: a mask takes less time than
+    handing it over. For one thread at a time.
 
     Args:
         matcher: at the grammar's beginning; the constraint owns it.
@@ -75,8 +72,8 @@ class Constraint:
         self._inside = prelude is not None and prelude.inside
         self._tail = b""
         self.finished = False
-        self._mask: Future[Tensor] | None = None
-        self._compute_next()
+        self._mask: Tensor | None = None
+        self._settle()
 
     def allowed(self) -> Tensor | None:
         """Tokens that may come next, [vocab] bool; None for all.
@@ -87,8 +84,8 @@ class Constraint:
         if self._inside:
             return self._mask_inside()
         if self._mask is None:
-            raise EngineError(f"the grammar allows nothing more: {self._why()}")
-        return self._mask.result()
+            self._mask = self._compute()
+        return self._mask
 
     def advance(self, token_id: int) -> None:
         """Take the token that was chosen.
@@ -103,11 +100,9 @@ class Constraint:
         if prelude is not None and token_id in prelude.opening:
             self._prelude, self._inside = prelude, True
             return
-        if self._mask is not None:
-            self._mask.result()  # the matcher is not for two threads
         if not self._matcher.consume_token(token_id):
             raise EngineError(f"the grammar does not allow token {token_id}: {self._why()}")
-        self._compute_next()
+        self._settle()
 
     def _advance_inside(self, token_id: int) -> None:
         assert self._prelude is not None
@@ -121,7 +116,7 @@ class Constraint:
         for token in self._encode(text) if text else ():
             if not self._matcher.consume_token(token):
                 raise EngineError(f"the grammar does not allow {text!r}: {self._why()}")
-        self._compute_next()
+        self._settle()
 
     def _mask_inside(self) -> Tensor | None:
         assert self._prelude is not None
@@ -129,14 +124,13 @@ class Constraint:
             return None
         return _all_but(self._vocab_size, self._eos_token_ids)
 
-    def _compute_next(self) -> None:
+    def _settle(self) -> None:
+        """After a token: the mask is of the past, and the grammar may be at its end."""
         self._mask = None
         self.finished = not self._inside and self._matcher.is_stopped()
-        if not (self._inside or self.finished):
-            opening = frozenset() if self._prelude is None else self._prelude.opening
-            self._mask = _pool().submit(self._compute, opening)
 
-    def _compute(self, opening: frozenset[int]) -> Tensor:
+    def _compute(self) -> Tensor:
+        opening = frozenset() if self._prelude is None else self._prelude.opening
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise EngineError(f"the grammar cannot be followed: {self._why()}")
@@ -159,8 +153,3 @@ def _all_but(vocab_size: int, token_ids: frozenset[int]) -> Tensor:
     allowed = torch.ones(vocab_size, dtype=torch.bool)
     allowed[[token_id for token_id in token_ids if token_id < vocab_size]] = False
     return allowed
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="tramontane-grammar")
