@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -151,12 +149,14 @@ def test_nothing_is_left_when_the_parent_is_killed(tmp_path: Path, stubborn: boo
         [sys.executable, "-c", PARENT, *server], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    assert parent.stdout.readline() == "running\n"
-    if stubborn:
-        appears(note)
-    family = []
-    while len(family) < 2 + stubborn:  # the guard, the server and its child
-        family = psutil.Process(parent.pid).children(recursive=True)
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.communicate()
+    try:
+        assert parent.stdout.readline() == "running\n"
+        if stubborn:
+            appears(note)
+        family = []
+        while len(family) < 2 + stubborn:  # the guard, the server and its child
+            family = psutil.Process(parent.pid).children(recursive=True)
+    finally:
+        parent.kill()  # SIGKILL: nothing of it gets to clean up
+        parent.communicate()
     assert all(gone(process.pid) for process in family)
