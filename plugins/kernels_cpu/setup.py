@@ -71,11 +71,6 @@ class BuildNative(build_ext):
             objects, str(target), extra_postargs=["-fopenmp"], target_lang="c++"
         )
 
-    def copy_extensions_to_source(self) -> None:
-        # Nothing to copy when nothing was built.
-        if any(Path(self.get_ext_fullpath(ext.name)).exists() for ext in self.extensions):
-            super().copy_extensions_to_source()
-
     def get_outputs(self) -> list[str]:
         outputs: list[str] = [name for name in super().get_outputs() if Path(name).exists()]
         return outputs

@@ -121,28 +121,16 @@ int64_t token_block(const Isa& isa, int64_t T, int64_t K) {
 }
 
 // To be called by all threads of a parallel region; ends with a barrier.
-void multiply(const Isa& isa, const Product* jobs, int num_jobs, const Activations& x, int64_t T) {
+void multiply(const Isa& isa, const Product& job, const Activations& x, int64_t T) {
   const int64_t K = x.cols, step = token_block(isa, T, K);
   const int64_t group = T >= 32 ? 8 : 4;  // panels of one piece of work
-  int64_t total = 0;
-  for (int j = 0; j < num_jobs; j++)
-    total += ((jobs[j].w->rows + isa.lanes - 1) / isa.lanes + group - 1) / group;
+  const int64_t panels = (job.w->rows + isa.lanes - 1) / isa.lanes;
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t n = 0; n < total; n++) {
-    int64_t left = n;
-    int j = 0;
-    int64_t panels = 0;
-    for (;; j++) {
-      panels = (jobs[j].w->rows + isa.lanes - 1) / isa.lanes;
-      const int64_t groups = (panels + group - 1) / group;
-      if (left < groups) break;
-      left -= groups;
-    }
-    const int64_t first = left * group;
+  for (int64_t first = 0; first < panels; first += group) {
     const int64_t last = first + group < panels ? first + group : panels;
     for (int64_t t = 0; t < T; t += step)
       for (int64_t i = first; i < last; i++)
-        panel_times(isa, jobs[j], x, i, t, t + step < T ? t + step : T);
+        panel_times(isa, job, x, i, t, t + step < T ? t + step : T);
   }
 }
 
@@ -197,66 +185,21 @@ EXPORT int64_t tmk_pack(int32_t type, int64_t rows, int64_t cols, const uint8_t*
   return size < 0 ? size : pack_weight(type, isa().lanes, rows, cols, src, dst, threads);
 }
 
-// outs[j][t, :] = w[j] · x[t] + bias for T tokens; all weights have the same number of columns and
-// the same columns a float scale.
-EXPORT int64_t tmk_linear(const Linear* const* w, int32_t num, const float* x, int64_t x_stride,
-                          int64_t T, float* const* outs, const int64_t* strides, int32_t threads) {
+// out[t, :] = w · x[t] for T tokens; `stride` numbers from one row of `out` to the next.
+EXPORT int64_t tmk_linear(const Linear* w, const float* x, int64_t x_stride, int64_t T, float* out,
+                          int64_t stride, int32_t threads) {
   const Isa& s = isa();
-  if (num < 1 || num > 8) return kBadShape;
-  const int64_t K = w[0]->cols;
-  const int super = super_columns(w[0]->type);
-  Product jobs[8];
-  for (int j = 0; j < num; j++) {
-    if (!usable(s, *w[j])) return kUnknown;
-    if (w[j]->cols != K || super_columns(w[j]->type) != super) return kBadShape;
-    jobs[j] = {w[j], outs[j], strides[j]};
-  }
+  if (!usable(s, *w)) return kUnknown;
+  const int64_t K = w->cols;
+  const int super = super_columns(w->type);
   uint8_t* memory = scratch.get(activation_bytes(s, T, K));
   if (!memory) return kNoMemory;
   const Activations a = place(s, memory, T, K);
+  const Product job = {w, out, stride};
 #pragma omp parallel num_threads(threads)
   {
     quantize(s, x, x_stride, a, T, super);
-    multiply(s, jobs, num, a, T);
-  }
-  return kOk;
-}
-
-// The same for one weight.
-EXPORT int64_t tmk_linear_one(const Linear* w, const float* x, int64_t x_stride, int64_t T,
-                              float* out, int64_t stride, int32_t threads) {
-  return tmk_linear(&w, 1, x, x_stride, T, &out, &stride, threads);
-}
-
-// down(act(gate(x)) · up(x)); `out` [T, hidden].
-EXPORT int64_t tmk_gated_mlp(const Linear* gate, const Linear* up, const Linear* down, int32_t act,
-                             const float* x, int64_t x_stride, int64_t T, float* out,
-                             int32_t threads) {
-  const Isa& s = isa();
-  if (!usable(s, *gate) || !usable(s, *up) || !usable(s, *down)) return kUnknown;
-  const int64_t K = gate->cols, M = gate->rows;
-  const int super = super_columns(gate->type);
-  if (up->cols != K || up->rows != M || down->cols != M || super_columns(up->type) != super)
-    return kBadShape;
-  const size_t in_bytes = activation_bytes(s, T, K), mid_bytes = activation_bytes(s, T, M);
-  const size_t wide_bytes = aligned(sizeof(float) * T * M);
-  uint8_t* memory = scratch.get(in_bytes + mid_bytes + 2 * wide_bytes);
-  if (!memory) return kNoMemory;
-  const Activations a = place(s, memory, T, K), b = place(s, memory + in_bytes, T, M);
-  float* g = (float*)(memory + in_bytes + mid_bytes);
-  float* u = (float*)(memory + in_bytes + mid_bytes + wide_bytes);
-  const Product first[2] = {{gate, g, M}, {up, u, M}}, second = {down, out, down->rows};
-  const int down_super = super_columns(down->type);
-#pragma omp parallel num_threads(threads)
-  {
-    quantize(s, x, x_stride, a, T, super);
-    multiply(s, first, 2, a, T);
-#pragma omp for schedule(static)
-    for (int64_t t = 0; t < T; t++) {
-      s.gate(act, g + t * M, u + t * M, M);
-      s.quantize(u + t * M, b, t, down_super);
-    }
-    multiply(s, &second, 1, b, T);
+    multiply(s, job, a, T);
   }
   return kOk;
 }

@@ -200,40 +200,5 @@ void attend(const AttentionSpan& s) {
   }
 }
 
-inline vf sigmoid(vf x) {
-  const vf far = splat(-87.0f);
-  const vf z = pick(x < far, far, x);
-  return 1.0f / (1.0f + exponential(-z));
-}
-
-inline float gated(int act, float g) {
-  switch (act) {
-    case 1: return g * 0.5f * (1.0f + std::tanh(0.7978845608f * (g + 0.044715f * g * g * g)));
-    case 2: return g * 0.5f * (1.0f + std::erf(g * 0.70710678118f));
-    case 3: return g > 0 ? g : g * 0.0f;
-    default: return g / (1.0f + std::exp(-g));
-  }
-}
-
-void gate(int act, const float* g, float* u, int64_t n) {
-  int64_t i = 0;
-  if (act == 0)
-    for (; i + N <= n; i += N) {
-      const vf x = load(g + i);
-      store(u + i, load(u + i) * x * sigmoid(x));
-    }
-  for (; i < n; i++) u[i] *= gated(act, g[i]);
-}
-
-void rms_norm(const float* x, const float* w, float eps, int64_t n, float* out) {
-  vf acc = {};
-  int64_t i = 0;
-  for (; i + N <= n; i += N) acc += load(x + i) * load(x + i);
-  float sum = total(acc);
-  for (; i < n; i++) sum += x[i] * x[i];
-  const float scale = 1.0f / std::sqrt(sum / float(n) + eps);
-  for (i = 0; i < n; i++) out[i] = x[i] * scale * w[i];
-}
-
 }  // namespace
 }  // namespace tmk

@@ -31,8 +31,6 @@ struct Isa {
   bool wide;  // whether `Activations::wide` is read
   TileFn linear[40][kTiles];  // by weight type
   void (*quantize)(const float* x, const Activations& out, int64_t token, int super);
-  void (*gate)(int act, const float* g, float* u, int64_t n);  // u *= act(g)
-  void (*rms_norm)(const float* x, const float* w, float eps, int64_t n, float* out);
   // scores and values of one key/value head over a run of cached tokens; see attention.inl
   void (*attend)(const struct AttentionSpan&);
 };

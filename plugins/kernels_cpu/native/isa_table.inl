@@ -18,8 +18,6 @@ Isa make_table(const char* name) {
   TMK_FORMATS(X)
 #undef X
   isa.quantize = quantize_token;
-  isa.gate = gate;
-  isa.rms_norm = rms_norm;
   isa.attend = attend;
   return isa;
 }

@@ -27,12 +27,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_select": (ctypes.c_char_p, (ctypes.c_char_p,)),
     "tmk_packed_bytes": (_long, (_int, _long, _long)),
     "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _int)),
-    "tmk_linear": (_long, (_pointer, _int, _pointer, _long, _long, _pointer, _pointer, _int)),
-    "tmk_linear_one": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
-    "tmk_gated_mlp": (
-        _long,
-        (_pointer, _pointer, _pointer, _int, _pointer, _long, _long, _pointer, _int),
-    ),
+    "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
     "tmk_attention": (
         _long,
         (_pointer, _pointer, _long, _long, *[_pointer] * 3, _long, _long, _pointer, _int),

@@ -30,7 +30,7 @@ def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -
     library = native()
     assert library is not None
     check(
-        library.calls.tmk_linear_one(
+        library.calls.tmk_linear(
             weight.address, h.data_ptr(), cols, h.shape[0], out.data_ptr(), rows, threads()
         )
     )
