@@ -17,8 +17,11 @@ PROMPT = r">[^>]*\x1b\[\?25h"
 """The prompt has been drawn and the cursor shown: keys are read from now on."""
 
 TALKER = '''
-import itertools, sys, time, types
+import itertools, signal, sys, time, types
 import tramontane
+
+# Whoever runs the tests in the background has SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Runner:
     """Counts until it is stopped; what it was asked goes to stderr."""
