@@ -99,8 +99,8 @@ def tramontane_commands(cli: Any) -> None:
 
 @hookspec
 def tramontane_model_loaded(info: Mapping[str, Any]) -> None:
-    """Observe a model that has become ready: ``model_id``, ``architecture``, ``seconds``,
-    ``weight_bytes``, ``cache_bytes``."""
+    """Observe a model that has become ready: ``model_id``, ``kind``, ``seconds`` and what its
+    pipeline's ``stats`` say (for text ``architecture``, ``weight_bytes``, ``cache_bytes`` …)."""
 
 
 @hookspec

@@ -15,7 +15,8 @@ from attrs import frozen
 from tramontane.errors import ConfigError
 
 ENVIRONMENT = "TRAMONTANE_CPU_ISA"
-"""``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best."""
+"""``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best of the
+first two: the third has been compiled, but not yet run on a processor that has it."""
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
