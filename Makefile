@@ -22,22 +22,22 @@ PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproj
 	plugins/*/pyproject.toml quant_plugins/*/pyproject.toml mcp/*/pyproject.toml \
 	tests/testkit/pyproject.toml)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q --no-compile -c constraints.txt
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
 .PHONY: install demo test test-all check docs bench clean
 
 install: $(STAMP)
 
 # torch comes first and alone, so that nothing else can choose another build of it; setuptools is
-# there before the editable installs, which then need no isolated build environments. Python
-# compiles what it imports; compiling all of torch and transformers here would take longer.
+# there before the editable installs, which then need no isolated build environments. torch is
+# compiled to byte code at once, since every start waits for it; the rest when first imported.
 $(STAMP): $(PROJECTS) constraints.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; say where it is: make PYTHON=/path/to/python3"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(INSTALL) "setuptools>=77" wheel
 	$(INSTALL) torch
-	$(INSTALL) --no-build-isolation \
+	$(INSTALL) --no-compile --no-build-isolation \
 		$(foreach project,$(PROJECTS),-e $(dir $(project))) -r requirements-dev.txt
 	@touch $@
 

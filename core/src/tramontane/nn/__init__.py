@@ -4,7 +4,7 @@ They hold plain ``torch.nn`` parameters named as in Hugging Face checkpoints, ca
 meta device, and know nothing of quantization, adapters or ranks.
 """
 
-from torch.nn import Embedding, LayerNorm
+from torch.nn import LayerNorm
 
 from tramontane.nn.attention import SelfAttention
 from tramontane.nn.binding import bind_kernels
@@ -19,6 +19,7 @@ from tramontane.nn.decoder import (
     SlidingDecoderConfig,
     read_layer_types,
 )
+from tramontane.nn.embedding import Embedding
 from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k

@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 
 from attrs import frozen
 from torch import Tensor, nn
-from torch.nn import Embedding
 
 from tramontane.cache import FullAttention, SlidingAttention
 from tramontane.errors import ConfigError
 from tramontane.nn.config import check_heads, check_positive, check_type
+from tramontane.nn.embedding import Embedding
 from tramontane.nn.rope import RopeParameters
 from tramontane.nn.rotary import Rope, Rotary, rotary_from_config
 from tramontane.protocols import CacheSpec, ForwardBatch, LayerCache, Tie, WeightRule
