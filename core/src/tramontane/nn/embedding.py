@@ -6,11 +6,9 @@ from torch import nn
 
 
 class Embedding(nn.Embedding):
-    """``torch.nn.Embedding`` whose weight comes from a checkpoint.
-
-    Its own initial values would be drawn on the meta device, for which torch first imports its
-    compiler: seconds, for numbers that nobody sees.
-    """
+    """``torch.nn.Embedding`` that draws no initial values on the meta device, where there is
+    nothing to draw them into: torch would import its compiler for it, which takes seconds."""
 
     def reset_parameters(self) -> None:
-        """Leave the weight as it is."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
