@@ -175,3 +175,9 @@ def test_dictionaries_give_the_same_as_objects(runner: Runner) -> None:
     assert isinstance(first, ChatCompletionResponse)
     assert isinstance(second, ChatCompletionResponse)
     assert first.choices == second.choices
+
+
+def test_a_completion_offers_no_tools(runner: Runner) -> None:
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    with pytest.raises(UnsupportedError, match="tool_schemas"):
+        runner.send_completion_request(CompletionRequest(prompt="a", tool_schemas=[tool]))

@@ -164,9 +164,11 @@ class TextPipeline:
         returned, by mean log probability of a token, as in OpenAI's API.
         """
         self._refuse_unserved(request)
-        if _forces_call(request):
+        offered = request.tool_schemas and request.tool_choice is not ToolChoice.NoTools
+        if offered or _forces_call(request):
             raise UnsupportedError(
-                "a text is continued without tools: send a chat request, or leave out tool_choice"
+                "a text is continued without tools: send a chat request, or leave out "
+                "tool_schemas and tool_choice"
             )
         num_samples = max(request.best_of, request.n_choices)
         choosing = num_samples > request.n_choices
