@@ -15,9 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tramontane.cache import FullAttention
-from tramontane.hooks import ArchitectureSpec, CheckpointSpec, PluginManager, hookimpl
+from tramontane.hooks import (
+    ArchitectureSpec,
+    CheckpointSpec,
+    PluginManager,
+    QuantizerSpec,
+    hookimpl,
+)
 from tramontane.nn import read
-from tramontane.protocols import PackedWeight, Tie
+from tramontane.protocols import CheckpointView, PackedWeight, Tie
 
 HIDDEN, FFN, VOCAB, LAYERS = 16, 24, 40, 2
 
@@ -97,6 +103,17 @@ class RowPacked(PackedWeight):
     @classmethod
     def concat(cls, parts):
         return cls(torch.cat([p.codes for p in parts]), torch.cat([p.scales for p in parts]))
+
+
+class Doubled:
+    """A "quantizer" whose checkpoints hold every weight times ``factor``."""
+
+    def read_checkpoint(self, checkpoint, settings):
+        class View(CheckpointView):
+            def tensor(self, name):
+                return self.inner.tensor(name) / settings["factor"]
+
+        return View(checkpoint)
 
 
 class MemoryCheckpoint:
@@ -188,6 +205,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> PluginManager:
     module.Tiny = Tiny
     module.VisionTiny = Tiny
     module.PackedFormat = PackedFormat
+    module.Doubled = Doubled
     monkeypatch.setitem(sys.modules, "tiny_architecture", module)
 
     class Plugin:
@@ -204,6 +222,12 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> PluginManager:
         def tramontane_checkpoint_formats(self):
             yield CheckpointSpec(
                 name="packed", target="tiny_architecture:PackedFormat", suffixes=(".packed",)
+            )
+
+        @hookimpl
+        def tramontane_quantizers(self):
+            yield QuantizerSpec(
+                name="doubled", target="tiny_architecture:Doubled", hf_methods=("Doubled",)
             )
 
     return PluginManager([Plugin()], discover=False)

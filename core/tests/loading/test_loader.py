@@ -17,7 +17,6 @@ from tramontane.errors import (
     MissingPluginError,
     ModelKindError,
     SourceError,
-    UnsupportedError,
 )
 from tramontane.loading import loader
 from tramontane.loading.device import Room
@@ -177,13 +176,19 @@ def test_a_model_of_another_kind(load):
 # What may be wrong ------------------------------------------------------------------------
 
 
-def test_quantized_weights_are_not_taken_for_plain_ones(load, tiny_model, plugins, monkeypatch):
-    change_config(tiny_model, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(MissingPluginError, match="fp8"):
+def test_quantized_weights_are_not_taken_for_plain_ones(load, tiny_model):
+    change_config(tiny_model, quantization_config={"quant_method": "row8"})
+    with pytest.raises(MissingPluginError, match="row8"):
         load()
-    monkeypatch.setattr(plugins, "get", lambda kind, name: object())
-    with pytest.raises(UnsupportedError, match="quantized with 'fp8'"):
+    change_config(tiny_model, quantization_config={"bits": 4})
+    with pytest.raises(ConfigError, match="names no quant_method"):
         load()
+
+
+def test_the_quantizer_of_the_configuration_reads_the_checkpoint(load, tiny_model):
+    plain = load().model.lm_head.weight
+    change_config(tiny_model, quantization_config={"quant_method": "doubled", "factor": 2})
+    assert torch.equal(load().model.lm_head.weight, plain / 2)
 
 
 def test_config_and_weights_that_do_not_belong_together(load, tiny_model):

@@ -13,7 +13,13 @@ from tramontane.loading.loader import build
 from tramontane.loading.rules import Cut, Stacked, Stored, arrange
 from tramontane.loading.tensors import SafetensorsFormat
 from tramontane.loading.weights import Binder, wanted_names, weight_bytes
-from tramontane.nn import ExpertLinear, PackedEmbedding, PackedExpertLinear, PackedLinear
+from tramontane.nn import (
+    ExpertLinear,
+    PackedEmbedding,
+    PackedExpertLinear,
+    PackedLinear,
+    PackedStack,
+)
 from tramontane.protocols import Drop, Rename, Split, Stack
 
 from .conftest import (  # noqa: TID252
@@ -236,6 +242,23 @@ def test_packed_tensors_are_split_by_rows_and_stacks_may_come_packed():
     model, _ = load(tensors, architecture=Fused)
     assert torch.equal(model.k.packed.dequantize(), weight.dequantize()[4:6])
     assert isinstance(model.experts, PackedExpertLinear)
+
+
+def test_packed_experts_are_stacked_where_they_are():
+    fused = {"qkv.weight": torch.randn(8, 3), "qkv.bias": torch.randn(8)}
+    parts = [RowPacked.pack(torch.randn(5, 6)) for _ in range(3)]
+    experts = {f"experts.{i}.weight": part for i, part in enumerate(parts)}
+    model, _ = load({**fused, **experts}, architecture=Fused)
+    assert isinstance(model.experts.packed, PackedStack)
+    assert [model.experts.packed.expert(i) for i in range(3)] == parts
+    x = torch.randn(2, 6)
+    assert torch.equal(model.experts.expert(x, 1), x @ parts[1].dequantize().T)
+    picked = model.experts.packed.gather(torch.tensor([2, 0]))
+    assert torch.equal(picked, torch.stack([parts[2].dequantize(), parts[0].dequantize()]))
+    experts["experts.2.weight"] = torch.randn(5, 6)  # one plain part makes all of them plain
+    model, _ = load({**fused, **experts}, architecture=Fused)
+    assert torch.equal(model.experts.weight[1], parts[1].dequantize())
+    assert torch.equal(model.experts.weight[2], experts["experts.2.weight"])
 
 
 def test_split_and_stack_of_wrong_sizes():

@@ -76,14 +76,18 @@ class QuantizerSpec(Spec):
 
     Attributes:
         isq_aliases: strings of ``in_situ_quant`` that select it.
+        hf_methods: values of ``quantization_config.quant_method`` whose checkpoints its
+            ``read_checkpoint`` reads.
         options: ``"module:Class"`` of the frozen dataclass that holds its options, if any.
     """
 
     isq_aliases: tuple[str, ...] = ()
+    hf_methods: tuple[str, ...] = ()
     options: str | None = None
 
     def claims(self) -> tuple[str, ...]:
-        return tuple(sorted({self.name.lower(), *(a.lower() for a in self.isq_aliases)}))
+        names = {self.name.lower(), *(a.lower() for a in self.isq_aliases)}
+        return (*sorted(names), *(f"hf:{m.lower()}" for m in self.hf_methods))
 
 
 @frozen(kw_only=True)

@@ -16,7 +16,7 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
-from tramontane.errors import ConfigError, ModelKindError, SourceError, UnsupportedError
+from tramontane.errors import ConfigError, ModelKindError, SourceError
 from tramontane.hooks import ArchitectureSpec, ModelKind, PluginManager, plugin_manager
 from tramontane.loading.config import normalize, read_config
 from tramontane.loading.device import choose_device
@@ -26,7 +26,7 @@ from tramontane.loading.rules import arrange
 from tramontane.loading.source import ModelFiles, resolve
 from tramontane.loading.weights import Binder, Step, wanted_names, weight_bytes
 from tramontane.nn import bind_kernels
-from tramontane.protocols import Checkpoint, EmbeddedTokenizer
+from tramontane.protocols import Checkpoint, EmbeddedTokenizer, QuantizedCheckpoints
 from tramontane.protocols.pipeline import Progress
 from tramontane.text.chat_template import ChatTemplate, find_chat_template
 from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
@@ -125,7 +125,7 @@ def load_text(request: LoadRequest) -> LoadedModel:
     try:
         data = config_data(files.directory, checkpoint)
         spec = find_architecture(data, request.arch, plugins, kind="text")
-        _refuse_quantization(data, plugins)
+        checkpoint = quantized_view(checkpoint, data, plugins)
         architecture = plugins.resolve(spec)
         config = architecture.Config.from_dict(data)
         embedded = checkpoint.tokenizer()
@@ -264,6 +264,31 @@ def find_architecture(
     return spec
 
 
+def quantized_view(
+    checkpoint: Checkpoint, data: Mapping[str, Any], plugins: PluginManager
+) -> Checkpoint:
+    """The checkpoint as the quantizer of ``quantization_config`` reads it; itself without one.
+
+    Raises:
+        MissingPluginError: nothing installed reads that ``quant_method``.
+        ConfigError, CheckpointError: settings or parts that the format does not cover.
+    """
+    settings = data.get("quantization_config")
+    if not settings:
+        return checkpoint
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    if not isinstance(method, str):
+        raise ConfigError(
+            f"quantization_config names no quant_method ({settings!r}), so nothing says how its "
+            f"weights are stored"
+        )
+    spec = plugins.find("quantizers", f"hf:{method}")
+    if spec is None:
+        raise plugins.missing("quantizers", method)
+    reader: QuantizedCheckpoints = plugins.resolve(spec)()
+    return reader.read_checkpoint(checkpoint, settings)
+
+
 def _resolve(
     request: LoadRequest,
     model_id: str,
@@ -278,19 +303,6 @@ def _resolve(
         files=files,
         weights=weights,
         plugins=request.plugins,
-    )
-
-
-def _refuse_quantization(data: Mapping[str, Any], plugins: PluginManager) -> None:
-    """Weights quantized by a method that nothing here reads must not be taken for plain ones."""
-    settings = data.get("quantization_config")
-    if not settings:
-        return
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-    plugins.get("quantizers", str(method))
-    raise UnsupportedError(
-        f"the configuration says that weights are quantized with {method!r}; safetensors files "
-        f"of that kind cannot be loaded yet. Use the unquantized model, or a GGUF file of it."
     )
 
 

@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from tramontane.errors import CheckpointError
 from tramontane.loading.rules import Arrangement, Cut, Recipe, Stacked, Stored
-from tramontane.nn import ExpertLinear, PackedEmbedding, PackedExpertLinear, PackedLinear
+from tramontane.nn import (
+    ExpertLinear,
+    PackedEmbedding,
+    PackedExpertLinear,
+    PackedLinear,
+    PackedStack,
+)
 from tramontane.protocols import Checkpoint, PackedWeight
 from tramontane.protocols.pipeline import Progress
 
@@ -150,26 +156,37 @@ class Binder:
         return whole.rows(start, start + size)
 
     def _stack(self, recipe: Stacked, meta: Tensor) -> Value:
-        """Parts are copied into place one by one, so that they never exist twice as a whole."""
+        """Packed parts stay as they are, side by side. Plain ones are copied into place one by
+        one, so that they never exist twice as a whole."""
         dtype = self._dtype if meta.dtype.is_floating_point else meta.dtype
         if not meta.dim() or meta.shape[0] != len(recipe.parts):
             raise CheckpointError(
                 f"{_describe(recipe)}: {len(recipe.parts)} tensors are stacked where the "
                 f"configuration asks for shape {tuple(meta.shape)}"
             )
-        whole = torch.empty(meta.shape, dtype=dtype, device=self._device)
-        for row, part in zip(whole, recipe.parts, strict=True):
+        packed: list[PackedWeight] = []
+        whole: Tensor | None = None
+        for index, part in enumerate(recipe.parts):
             value = self._make(part, meta[0])
-            if isinstance(value, PackedWeight):
-                value = value.dequantize(dtype)
-            if value.shape != row.shape:
+            if tuple(value.shape) != tuple(meta.shape[1:]):
                 raise CheckpointError(
                     f"{_describe(part)} has shape {tuple(value.shape)}; by the configuration it "
-                    f"must be {tuple(row.shape)}"
+                    f"must be {tuple(meta.shape[1:])}"
                 )
-            row.copy_(value)
+            if isinstance(value, PackedWeight) and [p.format for p in packed] == (
+                [value.format] * index
+            ):
+                packed.append(value)
+                continue
+            if whole is None:
+                whole = torch.empty(meta.shape, dtype=dtype, device=self._device)
+                for row, earlier in zip(whole, packed, strict=False):
+                    row.copy_(earlier.dequantize(dtype))
+            whole[index].copy_(
+                value.dequantize(dtype) if isinstance(value, PackedWeight) else value
+            )
             self._let_go(part)
-        return whole
+        return PackedStack(packed) if whole is None else whole
 
     def _convert(self, stored: Tensor, meta: Tensor, name: str) -> Tensor:
         """A stored tensor on the model's device, in the model's dtype."""

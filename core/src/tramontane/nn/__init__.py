@@ -24,7 +24,7 @@ from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
 from tramontane.nn.norm import RMSNorm
-from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear
+from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear, PackedStack
 from tramontane.nn.rope import RopeParameters, read_rope_parameters
 from tramontane.nn.rotary import AdjacentRope, Rope, Rotary, rotary_from_config
 
@@ -48,6 +48,7 @@ __all__ = [
     "PackedEmbedding",
     "PackedExpertLinear",
     "PackedLinear",
+    "PackedStack",
     "PreNormLayer",
     "RMSNorm",
     "Rope",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,53 @@ class PackedEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.packed.format}"
 
 
+class PackedStack(PackedWeight):
+    """Weights of one format and shape, one an expert, as a stack; each stays where it is.
+
+    Args:
+        parts: at least one weight of shape (out, in).
+    """
+
+    def __init__(self, parts: Sequence[PackedWeight]) -> None:
+        first = parts[0]
+        for part in parts:
+            if (part.format, part.shape) != (first.format, first.shape):
+                raise ValueError(
+                    f"a stack of {first.format} {first.shape} cannot hold {part.format} "
+                    f"{part.shape}"
+                )
+        self.parts = tuple(parts)
+        self.format = first.format
+        self.shape = (len(parts), *first.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.parts[0].device
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.stack([part.dequantize(dtype) for part in self.parts])
+
+    def rows(self, start: int, stop: int) -> Self:
+        return type(self)(self.parts[start:stop])
+
+    def expert(self, index: int) -> PackedWeight:
+        return self.parts[index]
+
+    def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.stack([self.parts[i].dequantize(dtype) for i in index.tolist()])
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)([part.to(device) for part in self.parts])
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        return cls([part for stack in parts for part in stack.parts])
+
+
 class PackedExpertLinear(nn.Module):
     """`tramontane.nn.ExpertLinear` over a packed stack.
 
@@ -78,7 +126,7 @@ class PackedExpertLinear(nn.Module):
         self.packed = packed
         self.num_experts, self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._experts: list[Any] = [packed.rows(e, e + 1) for e in range(self.num_experts)]
+        self._experts: list[Any] = [packed.expert(e) for e in range(self.num_experts)]
         self._multiply: dispatch.Operator = packed_linear
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -86,7 +134,7 @@ class PackedExpertLinear(nn.Module):
         self._multiply = dispatch.bind(
             "packed_linear", device, dtype=dtype, format=self.packed.format
         )
-        parts = [self.packed.rows(e, e + 1) for e in range(self.num_experts)]
+        parts = [self.packed.expert(e) for e in range(self.num_experts)]
         self._experts = [dispatch.prepare(self._multiply, part) for part in parts]
 
     def expert(self, x: Tensor, index: int) -> Tensor:

@@ -13,10 +13,15 @@ from tramontane.protocols.architecture import (
 )
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.cache import CacheSpec, LayerCache
-from tramontane.protocols.checkpoint import Checkpoint, CheckpointFormat, EmbeddedTokenizer
+from tramontane.protocols.checkpoint import (
+    Checkpoint,
+    CheckpointFormat,
+    CheckpointView,
+    EmbeddedTokenizer,
+)
 from tramontane.protocols.executor import Executor
 from tramontane.protocols.pipeline import Pipeline
-from tramontane.protocols.quantizer import PackedWeight, Quantizer
+from tramontane.protocols.quantizer import PackedWeight, QuantizedCheckpoints, Quantizer
 from tramontane.protocols.transport import Transport
 
 __all__ = [
@@ -25,6 +30,7 @@ __all__ = [
     "CacheSpec",
     "Checkpoint",
     "CheckpointFormat",
+    "CheckpointView",
     "Drop",
     "EmbeddedTokenizer",
     "Executor",
@@ -33,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "PackedWeight",
     "Pipeline",
+    "QuantizedCheckpoints",
     "Quantizer",
     "Rename",
     "Split",

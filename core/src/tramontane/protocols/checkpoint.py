@@ -74,6 +74,42 @@ class Checkpoint(Protocol):
         ...
 
 
+class CheckpointView:
+    """A `Checkpoint` over another one: everything passes through until a subclass overrides it.
+
+    Args:
+        inner: the checkpoint below; closed with the view.
+    """
+
+    def __init__(self, inner: Checkpoint) -> None:
+        self.inner = inner
+
+    def config(self) -> Mapping[str, Any] | None:
+        return self.inner.config()
+
+    def tokenizer(self) -> EmbeddedTokenizer | None:
+        return self.inner.tokenizer()
+
+    def names(self) -> Sequence[str]:
+        return self.inner.names()
+
+    def tensor(self, name: str) -> Tensor | PackedWeight:
+        return self.inner.tensor(name)
+
+    def release(self, name: str) -> None:
+        """Let go of the pages of a tensor that has been copied, where the file can."""
+        release = getattr(self.inner, "release", None)
+        if release is not None:
+            release(name)
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes
+
+    def close(self) -> None:
+        self.inner.close()
+
+
 class CheckpointFormat(Protocol):
     """The target of a `CheckpointSpec`."""
 

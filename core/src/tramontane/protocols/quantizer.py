@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tramontane.protocols.checkpoint import Checkpoint
 
 
 class PackedWeight(ABC):
@@ -51,6 +54,11 @@ class PackedWeight(ABC):
     def to(self, device: torch.device) -> Self:
         """The same weight on another device; itself when already there."""
 
+    def expert(self, index: int) -> PackedWeight:
+        """One entry of a stack of shape (experts, out, in): shape (out, in) or (1, out, in);
+        shares memory."""
+        return self.rows(index, index + 1)
+
     @classmethod
     @abstractmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
@@ -80,4 +88,24 @@ class Quantizer(Protocol):
 
     def serialize(self, weight: PackedWeight) -> dict[str, Any]:
         """Parts of ``weight`` as plain tensors and numbers, for UQFF and GGUF writers."""
+        ...
+
+
+class QuantizedCheckpoints(Protocol):
+    """What the quantizer of a `QuantizerSpec` with ``hf_methods`` also is."""
+
+    def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
+        """A view of ``checkpoint`` whose weights of this format come packed.
+
+        Its ``names`` are those of the unquantized model: scales, zero points and the like are
+        part of the weight they belong to. See `tramontane.protocols.CheckpointView`.
+
+        Args:
+            checkpoint: safetensors as stored, with all their parts.
+            settings: ``quantization_config`` of the model.
+
+        Raises:
+            ConfigError: a setting that the format does not cover, by key.
+            CheckpointError: parts are missing, or of a wrong shape or dtype.
+        """
         ...
