@@ -43,20 +43,36 @@ class ExpertLinear(nn.Module):
 
 
 class GatedExperts(nn.Module):
-    """Experts that are gated MLPs: ``down(act(gate(x)) * up(x))``."""
+    """Experts that are gated MLPs: ``down(act(gate(x)) * up(x))``.
+
+    Args:
+        num_experts: how many there are.
+        hidden_size, intermediate_size: widths outside and inside.
+        act: name of the activation.
+        bias: whether the three projections have one.
+    """
 
     def __init__(
-        self, num_experts: int, hidden_size: int, intermediate_size: int, act: str = "silu"
+        self,
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        act: str = "silu",
+        bias: bool = False,
     ) -> None:
         super().__init__()
-        self.gate_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
-        self.up_proj = ExpertLinear(num_experts, hidden_size, intermediate_size)
-        self.down_proj = ExpertLinear(num_experts, intermediate_size, hidden_size)
+        self.gate_proj = ExpertLinear(num_experts, hidden_size, intermediate_size, bias)
+        self.up_proj = ExpertLinear(num_experts, hidden_size, intermediate_size, bias)
+        self.down_proj = ExpertLinear(num_experts, intermediate_size, hidden_size, bias)
         self.act = activation(act)
+
+    def combine(self, gate: Tensor, up: Tensor) -> Tensor:
+        """What enters the last projection, of both branches [n, intermediate_size]."""
+        return self.act(gate) * up
 
     def expert(self, x: Tensor, index: int) -> Tensor:
         """``x`` [n, hidden_size] through expert ``index``: [n, hidden_size]."""
-        h = self.act(self.gate_proj.expert(x, index)) * self.up_proj.expert(x, index)
+        h = self.combine(self.gate_proj.expert(x, index), self.up_proj.expert(x, index))
         return self.down_proj.expert(h, index)
 
 
