@@ -20,7 +20,7 @@ from tramontane.nn import (
     PackedLinear,
     PackedStack,
 )
-from tramontane.protocols import Drop, Rename, Split, Stack
+from tramontane.protocols import Drop, Rename, Split, Stack, Transpose
 
 from .conftest import (  # noqa: TID252
     MemoryCheckpoint,
@@ -284,8 +284,56 @@ def test_a_split_along_the_second_axis():
     fused = torch.randn(4, 3)
     model, _ = load({"ab.weight": fused}, architecture=Sideways)
     assert torch.equal(torch.cat([model.a.weight, model.b.weight], 1), fused)
-    with pytest.raises(CheckpointError, match="first axis only"):
+    with pytest.raises(CheckpointError, match="ab.weight is packed .* along axis 1: .* first axis"):
         load({"ab.weight": RowPacked.pack(fused)}, architecture=Sideways)
+
+
+class Woven(nn.Module):
+    """Experts out of one stack [experts, in, out] in which gate and up take turns."""
+
+    WEIGHTS = (
+        Transpose(r"gate_up", "gate_up.weight"),
+        Split(r"gate_up\.weight", ("gate.weight", "up.weight"), (4, 4), axis=1, interleaved=True),
+    )
+
+    def __init__(self, _):
+        super().__init__()
+        self.gate = ExpertLinear(3, 5, 4)
+        self.up = ExpertLinear(3, 5, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_that_take_turns_in_a_transposed_stack(dtype):
+    stack = torch.randn(3, 5, 8)
+    model, checkpoint = load({"gate_up": stack}, architecture=Woven, dtype=dtype)
+    assert torch.equal(model.gate.weight, stack.to(dtype).mT[:, 0::2])
+    assert torch.equal(model.up.weight, stack.to(dtype).mT[:, 1::2])
+    assert model.gate.weight.is_contiguous()
+    assert "gate_up" in checkpoint.released
+    with pytest.raises(CheckpointError, match=r"gate_up has length 9 along axis 1"):
+        load({"gate_up": torch.randn(3, 5, 9)}, architecture=Woven)
+    with pytest.raises(CheckpointError, match=r"gate_up has shape \(5,\); a matrix is needed"):
+        load({"gate_up": torch.randn(5)}, architecture=Woven)
+
+
+def test_a_packed_stack_keeps_its_axes_and_is_parted_where_it_lies():
+    class StridedPacked(RowPacked):
+        def part(self, rows, axis=0):
+            assert axis == 1
+            return type(self)(self.codes[:, rows], self.scales[:, rows])
+
+    whole = StridedPacked(
+        torch.arange(120, dtype=torch.int8).view(3, 8, 5), 1 + torch.arange(24.0).view(3, 8, 1)
+    )
+    model, checkpoint = load({"gate_up": whole}, architecture=Woven)
+    assert torch.equal(model.up.packed.dequantize(), whole.dequantize()[:, 1::2])
+    assert weight_bytes(model) == checkpoint.nbytes
+
+
+def test_parts_of_unequal_length_cannot_take_turns():
+    rules = (Split("ab", ("a", "b"), (2, 1), interleaved=True),)
+    with pytest.raises(ConfigError, match=r"parts of lengths \(2, 1\) take turns"):
+        arrange(["ab"], ["a", "b"], rules, None)
 
 
 def test_steps_see_every_module_with_weights_and_may_replace_it():

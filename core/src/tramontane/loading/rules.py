@@ -14,7 +14,7 @@ from typing import Any
 from attrs import frozen
 
 from tramontane.errors import CheckpointError, ConfigError
-from tramontane.protocols import Drop, Rename, Split, Stack, Tie, WeightRule
+from tramontane.protocols import Drop, Rename, Split, Stack, Tie, Transpose, WeightRule
 
 LISTED = 8
 """Most names that one error spells out."""
@@ -32,12 +32,29 @@ class Stored:
 
 @frozen
 class Cut:
-    """Part ``index`` of ``source``, which ``sizes`` cut along ``axis`` without remainder."""
+    """Part ``index`` of ``source``, which ``sizes`` cut along ``axis`` without remainder; where
+    ``interleaved``, the parts take turns."""
 
     source: Recipe
     sizes: tuple[int, ...]
     index: int
     axis: int = 0
+    interleaved: bool = False
+
+    @property
+    def rows(self) -> slice:
+        """Where the part lies along the axis."""
+        if self.interleaved:
+            return slice(self.index, None, len(self.sizes))
+        start = sum(self.sizes[: self.index])
+        return slice(start, start + self.sizes[self.index])
+
+
+@frozen
+class Transposed:
+    """``source`` with its last two axes exchanged, unless it is packed."""
+
+    source: Recipe
 
 
 @frozen
@@ -47,7 +64,7 @@ class Stacked:
     parts: tuple[Recipe, ...]
 
 
-Recipe = Stored | Cut | Stacked
+Recipe = Stored | Cut | Stacked | Transposed
 
 
 @frozen
@@ -89,6 +106,8 @@ def arrange(
                 recipes = _stack(recipes, rule)
             case Split():
                 recipes = _split(recipes, rule, config)
+            case Transpose():
+                recipes = _transpose(recipes, rule)
             case Tie() if _property(config, rule.when):
                 _tie(recipes, aliases, rule)
     _account(recipes, aliases, wanted)
@@ -141,6 +160,8 @@ def _stack(recipes: Mapping[str, Recipe], rule: Stack) -> dict[str, Recipe]:
 
 def _split(recipes: Mapping[str, Recipe], rule: Split, config: Any) -> dict[str, Recipe]:
     sizes = tuple(s if isinstance(s, int) else int(_property(config, s)) for s in rule.sizes)
+    if rule.interleaved and len(set(sizes)) != 1:
+        raise ConfigError(f"a weight rule has parts of lengths {sizes} take turns in a tensor")
     result: dict[str, Recipe] = {}
     for name, recipe in recipes.items():
         match = re.fullmatch(rule.pattern, name)
@@ -148,7 +169,19 @@ def _split(recipes: Mapping[str, Recipe], rule: Split, config: Any) -> dict[str,
             _put(result, name, recipe, name)
             continue
         for index, into in enumerate(rule.into):
-            _put(result, match.expand(into), Cut(recipe, sizes, index, rule.axis), name)
+            part = Cut(recipe, sizes, index, rule.axis, rule.interleaved)
+            _put(result, match.expand(into), part, name)
+    return result
+
+
+def _transpose(recipes: Mapping[str, Recipe], rule: Transpose) -> dict[str, Recipe]:
+    result: dict[str, Recipe] = {}
+    for name, recipe in recipes.items():
+        match = re.fullmatch(rule.pattern, name)
+        if match:
+            _put(result, match.expand(rule.into), Transposed(recipe), name)
+        else:
+            _put(result, name, recipe, name)
     return result
 
 

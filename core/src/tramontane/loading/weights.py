@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tramontane.errors import CheckpointError
-from tramontane.loading.rules import Arrangement, Cut, Recipe, Stacked, Stored
+from tramontane.loading.rules import Arrangement, Cut, Recipe, Stacked, Stored, Transposed
 from tramontane.nn import (
     ExpertLinear,
     PackedEmbedding,
@@ -22,13 +22,13 @@ from tramontane.nn import (
     PackedLinear,
     PackedStack,
 )
-from tramontane.protocols import Checkpoint, PackedWeight
+from tramontane.protocols import Checkpoint, InSituPlan, PackedWeight
 from tramontane.protocols.pipeline import Progress
 
 Step = Callable[[str, nn.Module], nn.Module]
 """What may still happen to a module whose weights are in place: ``step(name, module)`` gives the
-module to use, the same one when the step leaves it alone. Quantizing in place comes first, then
-the adapter's ``wrap``. A quantizing step frees the plain weight before the next module is bound."""
+module to use, the same one when the step leaves it alone: an adapter's ``wrap``. Quantizing in
+place comes before; the plain weight is freed before the next module is bound."""
 
 Value = Tensor | PackedWeight
 
@@ -42,6 +42,7 @@ class Binder:
         arrangement: which tensors make which parameter.
         dtype: of every floating parameter that is not packed.
         device: where the weights will be.
+        in_situ: packs weights once they are made; None keeps them as the file has them.
         steps: applied to each module that has weights of its own, in order.
         on_progress: told after each tensor.
     """
@@ -54,6 +55,7 @@ class Binder:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        in_situ: InSituPlan | None = None,
         steps: Sequence[Step] = (),
         on_progress: Progress | None = None,
     ) -> None:
@@ -62,6 +64,7 @@ class Binder:
         self._arrangement = arrangement
         self._dtype = dtype
         self._device = device
+        self._in_situ = in_situ
         self._steps = steps
         self._on_progress = on_progress
         self._done = 0
@@ -106,16 +109,27 @@ class Binder:
         if origin in self._shared:
             return self._shared[origin]
         recipe = self._arrangement.recipes[origin]
-        value = self._make(recipe, meta)
+        value = self._laid_out(self._make(recipe, meta), recipe)
         if tuple(value.shape) != tuple(meta.shape):
             raise CheckpointError(
                 f"{name} must have shape {tuple(meta.shape)} by the configuration; the checkpoint "
                 f"gives {tuple(value.shape)} ({_describe(recipe)}). Configuration and weights do "
                 f"not belong together, or the file is damaged."
             )
+        if self._in_situ is not None:
+            value = self._packed(origin, value, recipe)
         if origin != name or name in self._arrangement.aliases.values():
             self._shared[origin] = value
         return value
+
+    def _packed(self, name: str, value: Value, recipe: Recipe) -> Value:
+        """What in-situ quantization makes of a tensor, which need not stay in memory then."""
+        assert self._in_situ is not None
+        packed = self._in_situ.pack(name, value)
+        if packed is value:
+            return value
+        self._let_go(recipe)
+        return packed.to(self._device)
 
     # Making tensors -----------------------------------------------------------------------
 
@@ -131,6 +145,23 @@ class Binder:
                 return self._cut(recipe, meta)
             case Stacked():
                 return self._stack(recipe, meta)
+            case Transposed():
+                value = self._make(recipe.source, meta)
+                if isinstance(value, PackedWeight):
+                    return value
+                if value.dim() < 2:
+                    raise CheckpointError(
+                        f"{_describe(recipe)} has shape {tuple(value.shape)}; a matrix is needed"
+                    )
+                return value.transpose(-1, -2)
+
+    def _laid_out(self, value: Value, recipe: Recipe) -> Value:
+        """Plain rows one after the other; a copy where the file has them otherwise."""
+        if isinstance(value, PackedWeight) or value.is_contiguous():
+            return value
+        value = value.contiguous()
+        self._let_go(recipe)
+        return value
 
     def _cut(self, recipe: Cut, meta: Tensor) -> Value:
         whole, left = self._wholes.pop(recipe.source, (None, len(recipe.sizes)))
@@ -145,15 +176,14 @@ class Binder:
                 f"{_describe(recipe.source)} has length {length} along axis {axis}; by the "
                 f"configuration it is made of {' + '.join(map(str, recipe.sizes))}"
             )
-        start, size = sum(recipe.sizes[: recipe.index]), recipe.sizes[recipe.index]
         if isinstance(whole, Tensor):
-            return whole.narrow(axis, start, size).contiguous()
-        if axis:
+            return whole[(slice(None),) * axis + (recipe.rows,)]
+        try:
+            return whole.part(recipe.rows, axis)
+        except ValueError as cause:
             raise CheckpointError(
-                f"{_describe(recipe.source)} is packed as {whole.format}, which can be cut along "
-                f"its first axis only, not along axis {axis}"
-            )
-        return whole.rows(start, start + size)
+                f"{_describe(recipe.source)} is packed and cannot be parted along axis {axis}: {cause}"
+            ) from cause
 
     def _stack(self, recipe: Stacked, meta: Tensor) -> Value:
         """Packed parts stay as they are, side by side. Plain ones are copied into place one by
@@ -204,6 +234,8 @@ class Binder:
         return value
 
     def _let_go(self, recipe: Recipe) -> None:
+        while isinstance(recipe, Cut | Transposed):
+            recipe = recipe.source
         if self._release is not None and isinstance(recipe, Stored):
             self._release(recipe.name)
 
@@ -288,6 +320,8 @@ def _describe(recipe: Recipe) -> str:
             return recipe.name
         case Cut():
             return f"part {recipe.index + 1} of {_describe(recipe.source)}"
+        case Transposed():
+            return _describe(recipe.source)
         case Stacked():
             return f"{_describe(recipe.parts[0])} and {len(recipe.parts) - 1} more"
 

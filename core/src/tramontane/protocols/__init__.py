@@ -9,6 +9,7 @@ from tramontane.protocols.architecture import (
     Split,
     Stack,
     Tie,
+    Transpose,
     WeightRule,
 )
 from tramontane.protocols.batch import ForwardBatch
@@ -20,6 +21,7 @@ from tramontane.protocols.checkpoint import (
     EmbeddedTokenizer,
 )
 from tramontane.protocols.executor import Executor
+from tramontane.protocols.in_situ import InSituPlan, InSituQuantizer, InSituSettings
 from tramontane.protocols.pipeline import Pipeline
 from tramontane.protocols.quantizer import PackedWeight, QuantizedCheckpoints, Quantizer
 from tramontane.protocols.transport import Transport
@@ -35,6 +37,9 @@ __all__ = [
     "EmbeddedTokenizer",
     "Executor",
     "ForwardBatch",
+    "InSituPlan",
+    "InSituQuantizer",
+    "InSituSettings",
     "LayerCache",
     "ModelConfig",
     "PackedWeight",
@@ -46,5 +51,6 @@ __all__ = [
     "Stack",
     "Tie",
     "Transport",
+    "Transpose",
     "WeightRule",
 ]

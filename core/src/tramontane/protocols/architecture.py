@@ -41,12 +41,23 @@ class Stack:
 @frozen
 class Split:
     """A tensor matching ``pattern`` is cut along ``axis`` into ``into``, with lengths ``sizes``,
-    each the name of an integer property of the config or a number."""
+    each the name of an integer property of the config or a number. Where ``interleaved``, parts
+    of equal length take turns: row 0 belongs to the first, row 1 to the second."""
 
     pattern: str
     into: tuple[str, ...]
     sizes: tuple[str | int, ...]
     axis: int = 0
+    interleaved: bool = False
+
+
+@frozen
+class Transpose:
+    """A tensor matching ``pattern`` becomes ``into`` with its last two axes exchanged: a linear
+    stored as [in, out]. A packed one keeps its axes, whose order never varies."""
+
+    pattern: str
+    into: str
 
 
 @frozen
@@ -59,7 +70,7 @@ class Tie:
     when: str = "tie_word_embeddings"
 
 
-WeightRule = Drop | Rename | Stack | Split | Tie
+WeightRule = Drop | Rename | Stack | Split | Transpose | Tie
 
 
 class ModelConfig(Protocol):

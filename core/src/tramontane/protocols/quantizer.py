@@ -45,6 +45,14 @@ class PackedWeight(ABC):
     def rows(self, start: int, stop: int) -> Self:
         """Rows ``start:stop`` of the first axis; shares memory."""
 
+    def part(self, rows: slice, axis: int = 0) -> PackedWeight:
+        """The rows of ``axis`` that ``rows`` picks; shares memory. Formats whose blocks allow it
+        offer more than neighbouring rows of the first axis. Raises ValueError for the others."""
+        if axis or rows.step not in (None, 1):
+            raise ValueError(f"{self.format} can be cut into neighbouring rows of its first axis")
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.rows(start, stop)
+
     @abstractmethod
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """De-quantized rows ``index`` [N] of the first axis: [N, *shape[1:]]. For embeddings
@@ -77,13 +85,20 @@ class Quantizer(Protocol):
         """Pack ``weight`` [out, in].
 
         Args:
-            weight: float tensor, any float dtype.
-            type_name: a type of this format, e.g. ``"q4_k"``.
-            importance: [in] mean squared activation of each column, or None.
+            weight: float tensor, any float dtype; a stack of experts has a third axis in front.
+            type_name: a type of this format, e.g. ``"q4_k"``, or one of its ``isq_aliases``; in
+                any case.
+            importance: [in] mean squared activation of each column, [experts, in] for a stack, or
+                None. A format without use for it ignores it.
 
         Raises:
             ConfigError: the shape does not fit the format's blocks.
         """
+        ...
+
+    def packed_bytes(self, shape: Sequence[int], type_name: str) -> int | None:
+        """Bytes that a weight of ``shape`` takes as ``type_name``; None where the format's blocks
+        do not divide its rows. In-situ quantization asks before anything is read."""
         ...
 
     def serialize(self, weight: PackedWeight) -> dict[str, Any]:
