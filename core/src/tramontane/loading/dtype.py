@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tramontane.errors import ConfigError
 from tramontane.protocols import Checkpoint, PackedWeight
@@ -33,6 +33,16 @@ class Inventory:
     packed_bytes: int
     other_bytes: int
     largest_bytes: int
+
+    def quantized(self, elements: int, packed_bytes: int) -> Inventory:
+        """The same once ``elements`` of the floating numbers are packed into so many bytes."""
+        count = sum(self.elements.values())
+        share = 1 - min(elements, count) / count if count else 1.0
+        return evolve(
+            self,
+            elements={dtype: int(n * share) for dtype, n in self.elements.items()},
+            packed_bytes=self.packed_bytes + packed_bytes,
+        )
 
     def bytes_as(self, dtype: torch.dtype) -> int:
         """Bytes in memory when floating tensors become ``dtype``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from attrs import field, frozen
@@ -21,12 +21,19 @@ from tramontane.hooks import ArchitectureSpec, ModelKind, PluginManager, plugin_
 from tramontane.loading.config import normalize, read_config
 from tramontane.loading.device import choose_device
 from tramontane.loading.dtype import choose_dtype, survey
+from tramontane.loading.in_situ import in_situ_quantizer, report_slow
 from tramontane.loading.plan import CacheRequest, MemoryPlan, plan_memory
-from tramontane.loading.rules import arrange
+from tramontane.loading.rules import Arrangement, arrange
 from tramontane.loading.source import ModelFiles, resolve
 from tramontane.loading.weights import Binder, Step, wanted_names, weight_bytes
 from tramontane.nn import bind_kernels
-from tramontane.protocols import Checkpoint, EmbeddedTokenizer, QuantizedCheckpoints
+from tramontane.protocols import (
+    Checkpoint,
+    EmbeddedTokenizer,
+    InSituPlan,
+    InSituSettings,
+    QuantizedCheckpoints,
+)
 from tramontane.protocols.pipeline import Progress
 from tramontane.text.chat_template import ChatTemplate, find_chat_template
 from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
@@ -51,6 +58,7 @@ class LoadRequest:
         cache_path: cache of the hub, or None for the usual one.
         chat_template, jinja_explicit: see `tramontane.text.chat_template.find_chat_template`.
         cache: the KV cache that memory is planned for.
+        in_situ: how weights are packed on their way in; None leaves them as the file has them.
         steps: applied to each module once its weights are in place.
         on_progress: told about weights being loaded.
         plugins: where architectures and formats are looked up; None for the process's plug-ins.
@@ -67,6 +75,7 @@ class LoadRequest:
     chat_template: str | None = None
     jinja_explicit: str | None = None
     cache: CacheRequest = field(factory=CacheRequest)
+    in_situ: InSituSettings | None = None
     steps: Sequence[Step] = ()
     on_progress: Progress | None = None
     plugins: PluginManager = field(factory=plugin_manager)
@@ -117,6 +126,10 @@ def load_text(request: LoadRequest) -> LoadedModel:
         ModelKindError: the model is no text model.
     """
     plugins = request.plugins
+    device = choose_device()
+    in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
+    if in_situ is not None and request.in_situ is not None:
+        in_situ.check(request.in_situ, device)
     files = _resolve(request, request.model_id, request.files)
     side = files.directory
     if request.tok_model_id is not None:
@@ -139,7 +152,12 @@ def load_text(request: LoadRequest) -> LoadedModel:
         )
         generation_config = read_generation_config(side)
         inventory = survey(checkpoint)
-        device = choose_device()
+        draft = Draft.of(architecture, config, checkpoint)
+        packing = None
+        if in_situ is not None and request.in_situ is not None:
+            aliases = draft.arrangement.aliases
+            packing = in_situ.plan(draft.model, aliases, request.in_situ, device)
+            inventory = inventory.quantized(packing.elements, packing.packed_bytes)
         dtype = choose_dtype(request.dtype, inventory, device)
         plan = plan_memory(
             inventory=inventory,
@@ -149,12 +167,11 @@ def load_text(request: LoadRequest) -> LoadedModel:
             dtype=dtype,
             device=device,
         )
-        model = build(
-            architecture,
-            config,
+        model = draft.bind(
             checkpoint,
             dtype=dtype,
             device=device,
+            in_situ=packing,
             steps=request.steps,
             on_progress=request.on_progress,
         )
@@ -192,22 +209,66 @@ def build(
     Raises:
         CheckpointError: the weights do not fit.
     """
-    with torch.device("meta"):
-        model: nn.Module = architecture(config)
-    rules = getattr(architecture, "WEIGHTS", ())
-    arrangement = arrange(checkpoint.names(), wanted_names(model), rules, config)
-    binder = Binder(
-        model,
-        checkpoint,
-        arrangement,
-        dtype=dtype,
-        device=device,
-        steps=steps,
-        on_progress=on_progress,
+    draft = Draft.of(architecture, config, checkpoint)
+    return draft.bind(
+        checkpoint, dtype=dtype, device=device, steps=steps, on_progress=on_progress
     )
-    model = binder.run().eval()
-    bind_kernels(model, device, dtype)
-    return model
+
+
+@frozen
+class Draft:
+    """A model without weights, and which tensors of a checkpoint will make them.
+
+    Attributes:
+        model: every parameter on the meta device.
+        arrangement: how each comes out of the checkpoint.
+    """
+
+    model: nn.Module
+    arrangement: Arrangement
+
+    @classmethod
+    def of(cls, architecture: type[Any], config: Any, checkpoint: Checkpoint) -> Self:
+        """Lay out the model and match its names with the checkpoint's.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        with torch.device("meta"):
+            model: nn.Module = architecture(config)
+        rules = getattr(architecture, "WEIGHTS", ())
+        return cls(model, arrange(checkpoint.names(), wanted_names(model), rules, config))
+
+    def bind(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        in_situ: InSituPlan | None = None,
+        steps: Sequence[Step] = (),
+        on_progress: Progress | None = None,
+    ) -> nn.Module:
+        """The model with its weights in place, kernels bound.
+
+        Raises:
+            CheckpointError: shapes or dtypes do not fit.
+        """
+        binder = Binder(
+            self.model,
+            checkpoint,
+            self.arrangement,
+            dtype=dtype,
+            device=device,
+            in_situ=in_situ,
+            steps=steps,
+            on_progress=on_progress,
+        )
+        model = binder.run().eval()
+        bind_kernels(model, device, dtype)
+        if in_situ is not None:
+            report_slow(model, device)
+        return model
 
 
 def open_checkpoint(files: Sequence[Path], plugins: PluginManager) -> Checkpoint:
