@@ -182,7 +182,8 @@ class Binder:
             return whole.part(recipe.rows, axis)
         except ValueError as cause:
             raise CheckpointError(
-                f"{_describe(recipe.source)} is packed and cannot be parted along axis {axis}: {cause}"
+                f"{_describe(recipe.source)} is packed and cannot be parted along axis {axis}: "
+                f"{cause}"
             ) from cause
 
     def _stack(self, recipe: Stacked, meta: Tensor) -> Value:
