@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tramontane.pipeline.stream import GenerationStream
     from tramontane.protocols.pipeline import Pipeline
     from tramontane.tools.loop import ToolStream
+    from tramontane.tools.registry import ToolRegistry
 
 METHODS = {
     "chat": "send_chat_completion_request",
@@ -74,7 +75,10 @@ class Runner:
         pa_cache_type: how the cache is stored.
         paged_attn, no_paged_attn: accepted; the cache is always kept in blocks, on every device.
         seed: makes every sampled answer reproducible.
-        enable_search, search_embedding_model, search_callback: web search.
+        enable_search, search_callback: lets chat requests with ``web_search_options`` search
+            through ``search_callback(query)``, which gives a list of ``{"title", "description",
+            "url", "content"}``; what suits the query best of it is told to the model.
+        search_embedding_model: not in this release; BM25 ranks the results.
         tool_callbacks: functions the model may call, ``f(name, arguments) -> text`` by tool name.
             Requests offer them by their schema in ``tool_schemas``; the runner runs them and lets
             the model go on with what they return.
@@ -170,6 +174,7 @@ class Runner:
         except BaseException:
             self._models.close()
             raise
+        self._search = self._settings.web_search()
 
     def _loader(self, which: Selector) -> Callable[[], Pipeline]:
         """What brings this model up, now and at every reload."""
@@ -392,12 +397,13 @@ class Runner:
         """A request under way, in one turn or, where the runner has tools, in as many as needed."""
         name = self._models.find(self._routed(request, model_id)).model_id
         start = partial(self._start, name, action)
-        if action != "chat" or not self._tools:
+        if action != "chat" or not (self._tools or request.web_search_options is not None):
             return start(request)
-        request = evolve(request, tool_schemas=self._tools.offered(request) or None)
+        tools = self._tools_of(request, name)
+        request = evolve(request, tool_schemas=tools.offered(request) or None)
         limit = request.max_tool_rounds
         limit = self._settings.max_tool_rounds if limit is None else limit
-        served = any(tool["function"]["name"] in self._tools for tool in request.tool_schemas or ())
+        served = any(tool["function"]["name"] in tools for tool in request.tool_schemas or ())
         if not served or limit == 0 or request.tool_choice is ToolChoice.NoTools:
             return start(request)
         if request.n_choices > 1:
@@ -407,7 +413,25 @@ class Runner:
             )
         from tramontane.tools.loop import ToolStream
 
-        return ToolStream(request, start, self._tools, limit)
+        return ToolStream(request, start, tools, limit)
+
+    def _tools_of(self, request: ChatCompletionRequest, name: str) -> ToolRegistry:
+        """The runner's tools, and web search where a request asks for it."""
+        if request.web_search_options is None:
+            return self._tools
+        if self._search is None:
+            raise ValidationError(
+                "web_search_options asks for web search, which is off: make the Runner with "
+                "enable_search=True and a search_callback"
+            )
+        with self._models.using(name) as pipeline:
+            context_len = pipeline.max_sequence_length
+        source = self._search.source(
+            request.web_search_options,
+            lambda text: len(self._call("tokenize", name, text, False)),
+            context_len,
+        )
+        return self._tools.joined(source)
 
     def _start(self, name: str, action: str, request: Any) -> GenerationStream[Any, Any]:
         """Submit a request to a model, which is loaded first if it must be. The lease ends when

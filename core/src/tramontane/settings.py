@@ -17,6 +17,7 @@ from tramontane.api.selector import Selector
 from tramontane.errors import MissingPluginError, UnsupportedError, ValidationError
 from tramontane.hooks.known import hint_for
 from tramontane.tools.registry import ToolRegistry
+from tramontane.tools.search import WebSearch
 
 if TYPE_CHECKING:
     from tramontane.hooks import PluginManager
@@ -32,9 +33,8 @@ MCP_CONFIG_PATH = "MCP_CONFIG_PATH"
 UNSERVED = {
     "which_draft": "speculative decoding is not in this release: leave out which_draft",
     "num_device_layers": "manual device maps are not in this release: leave out num_device_layers",
-    "enable_search": "web search is not in this release: leave out enable_search",
-    "search_embedding_model": "web search is not in this release",
-    "search_callback": "web search is not in this release",
+    "search_embedding_model": "search results are ranked by BM25 in this release: leave out "
+    "search_embedding_model",
 }
 """Settings that this release takes but cannot honour, and what to do instead."""
 
@@ -135,6 +135,20 @@ class RunnerSettings:
         if self.prefix_cache_n is not None and self.prefix_cache_n < 0:
             raise ValidationError(f"prefix_cache_n must be 0 or more, not {self.prefix_cache_n}")
 
+        if self.enable_search and self.search_callback is None:
+            raise UnsupportedError(
+                "web search has no engine of its own, so enable_search needs a search_callback: "
+                "f(query) -> list of {title, description, url, content}"
+            )
+        if self.search_callback is not None and not self.enable_search:
+            raise ValidationError(
+                "search_callback is given, but web search is off: set enable_search=True"
+            )
+        if self.search_callback is not None and not callable(self.search_callback):
+            raise ValidationError(
+                f"search_callback must be a function of the query, not {self.search_callback!r}"
+            )
+
     def check_served(self, plugins: PluginManager) -> None:
         """Refuse what nothing here can honour.
 
@@ -168,6 +182,10 @@ class RunnerSettings:
             approval=self.tool_approval,
             timeout_secs=self.tool_timeout_secs,
         )
+
+    def web_search(self) -> WebSearch | None:
+        """The web search that requests may ask for; None where it is off."""
+        return WebSearch(self.search_callback) if self.search_callback else None
 
     def pipeline_options(self, which: Any, plugins: PluginManager) -> PipelineOptions:
         """These settings as a pipeline takes them, for one model."""

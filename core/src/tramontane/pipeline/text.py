@@ -137,8 +137,6 @@ class TextPipeline:
                 however it ended; not called if this raises.
         """
         self._refuse_unserved(request)
-        if request.web_search_options is not None:
-            raise UnsupportedError("web search is not in this release: drop web_search_options")
         turn = self._turn(request)
         prompt_ids = self._fitted(self._tokenizer.encode(turn.prompt), request)
         params = self._params(request)

@@ -79,6 +79,19 @@ class ToolRegistry:
     def __contains__(self, name: object) -> bool:
         return name in self._callbacks or any(name in source.tools for source in self._sources)
 
+    def joined(self, source: ToolSource) -> ToolRegistry:
+        """These tools and one more source, for one request.
+
+        Raises:
+            ValidationError: two tools have one name.
+        """
+        return ToolRegistry(
+            self._callbacks,
+            [*self._sources, source],
+            approval=self._approval,
+            timeout_secs=self._timeout_secs,
+        )
+
     def offered(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
         """Schemas of a request's tools: its own, then those of the sources.
 
