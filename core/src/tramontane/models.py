@@ -161,6 +161,28 @@ class ModelTable:
         finally:
             lease.release()
 
+    @contextmanager
+    def exclusive(self, model_id: str | None) -> Iterator[Pipeline]:
+        """The same once the requests that use the model have ended; new ones wait meanwhile."""
+        model = self.find(model_id)
+        taken = False
+        while not taken:
+            with self.using(model_id), self.changed:
+                # Somebody else may have begun to drain it since the lease was given.
+                taken = not model.draining
+                model.draining = True
+        try:
+            with self.changed:
+                self.changed.wait_for(lambda: model.leases == 0 or self._closed)
+                self._check_open()
+                assert model.pipeline is not None
+                pipeline = model.pipeline
+            yield pipeline
+        finally:
+            with self.changed:
+                model.draining = False
+                self.changed.notify_all()
+
     def peek(self, model_id: str | None) -> Pipeline:
         """The pipeline of a loaded model, without keeping it.
 

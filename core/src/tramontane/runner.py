@@ -273,10 +273,18 @@ class Runner:
         return speech
 
     def send_re_isq(self, dtype: str, model_id: str | None = None) -> None:
-        """Quantize a running model anew, e.g. to ``"Q4K"``."""
+        """Quantize a running model anew, e.g. to ``"Q4K"``: from the values its weights have now,
+        so what a coarser type has lost stays lost. Waits for the requests under way; new ones
+        wait until it is done.
+
+        Raises:
+            ValidationError: there is no such type.
+            MissingPluginError: its format is not installed.
+        """
         self._models.find(model_id)
         self._plugins.get("quantizers", "isq")
-        self._call("re_isq", model_id, dtype)
+        with self._models.exclusive(model_id) as pipeline:
+            _method(pipeline, "re_isq")(dtype)
 
     def tokenize_text(
         self,

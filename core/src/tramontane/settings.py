@@ -203,6 +203,7 @@ class RunnerSettings:
             cache_bytes=None if self.pa_gpu_mem is None else self.pa_gpu_mem << 20,
             cache_fraction=self.pa_gpu_mem_usage,
             block_size=self.pa_blk_size or BLOCK_SIZES[-1],
+            in_situ_quant=self.in_situ_quant,
             seed=self.seed,
             on_progress=self.on_progress,
             plugins=plugins,

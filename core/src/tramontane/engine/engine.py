@@ -173,6 +173,12 @@ class Engine:
             seq.canceled = True
         self._mailbox.cancel(seqs)
 
+    def forget(self) -> None:
+        """Drop what finished sequences left in the cache, because the model has changed. Only
+        while nothing is running or waiting."""
+        assert not self._scheduler.has_work
+        self._scheduler = self._new_scheduler()
+
     def close(self) -> None:
         """End the thread and free weights and cache. What is still going on ends with
         `EngineClosedError`. Waits for the current step; safe to call twice, from anywhere."""

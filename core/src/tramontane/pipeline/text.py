@@ -23,6 +23,7 @@ from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
 from tramontane.errors import TemplateError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind, ToolFormatSpec
+from tramontane.loading.live_weights import LiveWeights, in_situ_settings
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
 from tramontane.nn.rope import rope_regime
@@ -99,6 +100,7 @@ class TextPipeline:
             "weight_bytes": loaded.plan.weight_bytes,
             "cache_bytes": loaded.plan.cache_bytes,
         }
+        self.live_weights = LiveWeights(loaded, options.plugins)
         executor = LocalExecutor(
             loaded.model,
             loaded.config,
@@ -211,6 +213,15 @@ class TextPipeline:
             last = self._config.vocab_size - 1
             raise ValidationError(f"token id {unknown} does not exist; this model has 0 to {last}")
         return self._tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+
+    def re_isq(self, type_name: str) -> None:
+        """Quantize every weight anew. The caller sees to it that no request is running.
+
+        Raises:
+            ValidationError: there is no such type.
+        """
+        self.live_weights.requantize(type_name)
+        self._engine.forget()
 
     # The pipeline protocol ----------------------------------------------------------------
 
@@ -466,6 +477,7 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
         chat_template=options.chat_template,
         jinja_explicit=options.jinja_explicit,
         cache=cache,
+        in_situ=in_situ_settings(which, options),
         plugins=options.plugins,
         on_progress=options.on_progress,
     )

@@ -30,6 +30,7 @@ class PipelineOptions:
         cache_bytes: memory for the KV cache, or None to plan it.
         cache_fraction: share of the device's memory for weights and cache, 0 to 1, or None.
         block_size: tokens of a cache block.
+        in_situ_quant: type that weights are packed to while they are loaded, or None.
         seed: makes sampling reproducible; None draws one.
         on_progress: told about weights being loaded.
         plugins: where architectures, formats and kernels are looked up.
@@ -45,6 +46,7 @@ class PipelineOptions:
     cache_bytes: int | None = None
     cache_fraction: float | None = None
     block_size: int = 32
+    in_situ_quant: str | None = None
     seed: int | None = None
     on_progress: Progress | None = None
     plugins: PluginManager

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import gguf
@@ -11,7 +14,7 @@ from torch import Tensor
 from tramontane.errors import ConfigError
 from tramontane.protocols import PackedWeight
 from tramontane_gguf.blocks import GgmlWeight
-from tramontane_gguf.types import BY_NAME
+from tramontane_gguf.types import BY_NAME, GgmlType
 
 
 class GgmlQuantizer:
@@ -31,13 +34,7 @@ class GgmlQuantizer:
             ConfigError: the type is unknown or cannot be encoded, its blocks do not divide the
                 rows, or ``importance`` is given, which none of these encoders uses.
         """
-        kind = BY_NAME.get(type_name.lower())
-        if kind is None:
-            raise ConfigError(
-                f"{type_name!r} is no ggml type; there are {', '.join(sorted(BY_NAME))}"
-            )
-        if importance is not None:
-            raise ConfigError(f"{kind.name} is encoded without an importance matrix; leave it out")
+        kind = ggml_type(type_name)
         if weight.ndim == 0 or weight.shape[-1] % kind.block_size:
             raise ConfigError(
                 f"a weight of shape {list(weight.shape)} cannot be {kind.name}: rows must be "
@@ -54,6 +51,12 @@ class GgmlQuantizer:
         data = torch.from_numpy(packed.copy()).view(torch.uint8)
         return GgmlWeight(data, kind, weight.shape).to(weight.device)
 
+    def packed_bytes(self, shape: Sequence[int], type_name: str) -> int | None:
+        kind = ggml_type(type_name)
+        if not shape or shape[-1] % kind.block_size:
+            return None
+        return prod(shape) // kind.block_size * kind.type_size
+
     def serialize(self, weight: PackedWeight) -> dict[str, Any]:
         """``data`` (the raw blocks, uint8), ``dtype`` (ggml type number) and ``shape``."""
         if not isinstance(weight, GgmlWeight):
@@ -64,6 +67,21 @@ class GgmlQuantizer:
             "shape": weight.shape,
         }
 
+
+def ggml_type(name: str) -> GgmlType:
+    """The type of that name, ``"q4_k"``; ``"q4k"`` is the same.
+
+    Raises:
+        ConfigError: there is no such type.
+    """
+    lowered = name.lower()
+    kind = BY_NAME.get(lowered) or BY_NAME.get(_SHORT_K.sub(r"\1_k", lowered))
+    if kind is None:
+        raise ConfigError(f"{name!r} is no ggml type; there are {', '.join(sorted(BY_NAME))}")
+    return kind
+
+
+_SHORT_K = re.compile(r"(q\d)k")
 
 ENCODABLE = (
     "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4",
