@@ -179,6 +179,9 @@ def read(chunks: list[Any]) -> None:
     assert chunks[-1].usage.total_tokens == 9
     told = [chunk.executed_tool_calls for chunk in chunks if chunk.executed_tool_calls]
     assert [[run.result for run in runs] for runs in told] == [["42"], ["2"]]
+    history = [message for chunk in chunks for message in chunk.tool_messages or ()]
+    assert [message["role"] for message in history] == ["assistant", "tool"] * 2
+    assert (history[0]["content"], history[1]["content"]) == ("I add.", "42")
 
 
 TURNS = ["I add.\n" + call("add", a=17, b=25), call("add", a=1, b=1), "It is 42."]

@@ -253,6 +253,7 @@ class ChatCompletionChunkResponse(Record):
     Attributes:
         usage: on the last chunk only.
         executed_tool_calls: on the chunk that ends an automatic tool round, what it ran.
+        tool_messages: on that chunk, the round's messages, as in `ChatCompletionResponse`.
     """
 
     id: str
@@ -263,6 +264,7 @@ class ChatCompletionChunkResponse(Record):
     object: str = "chat.completion.chunk"
     usage: Usage | None = None
     executed_tool_calls: list[ExecutedToolCall] | None = None
+    tool_messages: list[dict[str, Any]] | None = None
 
 
 @define(kw_only=True)

@@ -130,7 +130,7 @@ class ToolStream:
                 if not calls:
                     return
                 executed = await asyncio.to_thread(self._run, calls)
-                yield self._told(executed)
+                yield self._told(response, executed)
                 await asyncio.to_thread(self._next_turn, response, executed)
         finally:
             self.close()
@@ -161,7 +161,7 @@ class ToolStream:
             executed = self._run(calls)
             if self._closed.done():
                 return
-            yield self._told(executed)
+            yield self._told(response, executed)
             self._next_turn(response, executed)
 
     def _calls_to_run(self, response: ChatCompletionResponse) -> list[ToolCallResponse]:
@@ -179,26 +179,7 @@ class ToolStream:
 
     def _next_turn(self, response: ChatCompletionResponse, done: list[ExecutedToolCall]) -> None:
         """Take calls and results into the history and ask for the next turn."""
-        message = response.choices[0].message
-        asked: dict[str, Any] = {
-            "role": "assistant",
-            "content": message.content or "",
-            "tool_calls": [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for call in done
-            ],
-        }
-        if message.reasoning_content:
-            asked["reasoning_content"] = message.reasoning_content
-        results = [
-            {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": call.result}
-            for call in done
-        ]
-        self._messages += [asked, *results]
+        self._messages += _round_messages(response, done)
         self._executed += done
         self._usages.append(response.usage)
         self._round += 1
@@ -234,13 +215,41 @@ class ToolStream:
             chunk.usage = joined_usage([*self._usages, chunk.usage])
         return chunk
 
-    def _told(self, executed: list[ExecutedToolCall]) -> ChatCompletionChunkResponse:
+    def _told(
+        self, response: ChatCompletionResponse, executed: list[ExecutedToolCall]
+    ) -> ChatCompletionChunkResponse:
         """The chunk that ends a round."""
         assert self._id is not None, "a turn has chunks"
-        response = self._turn.response()
         return ChatCompletionChunkResponse(
             id=self._id,
             model=response.model,
             choices=[ChunkChoice(delta=Delta())],
             executed_tool_calls=executed,
+            tool_messages=_round_messages(response, executed),
         )
+
+
+def _round_messages(
+    response: ChatCompletionResponse, done: list[ExecutedToolCall]
+) -> list[dict[str, Any]]:
+    """What a round adds to the history: the turn with its calls, and their results."""
+    message = response.choices[0].message
+    asked: dict[str, Any] = {
+        "role": "assistant",
+        "content": message.content or "",
+        "tool_calls": [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in done
+        ],
+    }
+    if message.reasoning_content:
+        asked["reasoning_content"] = message.reasoning_content
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": call.result}
+        for call in done
+    ]
+    return [asked, *results]
