@@ -70,6 +70,7 @@ class Family:
         bias: configuration key that says whether q, k and v have biases.
         fields: further configuration keys → metadata keys, without the architecture's prefix.
         constants: configuration values that the file does not state.
+        rope_constants: the same for ``rope_scaling`` of type yarn.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Family:
     bias: str = "attention_bias"
     fields: Mapping[str, str] = field(factory=dict)
     constants: Mapping[str, Any] = field(factory=dict)
+    rope_constants: Mapping[str, Any] = field(factory=dict)
 
     def role_names(self, moe: bool) -> dict[str, str]:
         """Every role → module, for a model with or without experts."""
@@ -235,7 +237,10 @@ _ROWS = (
     Family(name="glm4moe", architecture="Glm4MoeForCausalLM", model_type="glm4_moe",
            roles=_POST_NORM, fields=_DEEPSEEK_EXPERTS),
     Family(name="gpt-oss", architecture="GptOssForCausalLM", model_type="gpt_oss",
-           roles=_POST_NORM | {"ffn_gate_inp": "mlp.router"}, fields=_LOCAL_EXPERTS),
+           roles=_POST_NORM | {"ffn_gate_inp": "mlp.router"},
+           fields=_LOCAL_EXPERTS | {"intermediate_size": "expert_feed_forward_length"},
+           # llama.cpp truncates nonetheless.
+           rope_constants={"truncate": False}),
     Family(name="hunyuan-dense", architecture="HunYuanDenseV1ForCausalLM",
            model_type="hunyuan_v1_dense", roles=_HUNYUAN_NORMS),
     Family(name="hunyuan-moe", architecture="HunYuanMoEV1ForCausalLM",

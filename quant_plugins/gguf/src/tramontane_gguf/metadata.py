@@ -217,6 +217,7 @@ def rope_scaling(meta: Metadata, family: Family, factors: Factors) -> dict[str, 
             "rope_type": "yarn",
             "factor": meta.number(p + "factor"),
             "original_max_position_embeddings": original,
+            **family.rope_constants,
         }
         for key in ("beta_fast", "beta_slow"):
             if p + f"yarn_{key}" in meta:

@@ -99,9 +99,14 @@ def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
     found["rope.freq_base"] = float(rope["rope_theta"])
     found["rope.dimension_count"] = int(head_dim * (rope.get("partial_rotary_factor") or 1))
     kind = rope.get("rope_type")
+    if architecture == "gpt-oss":
+        found["expert_feed_forward_length"] = config["intermediate_size"]
     if kind in ("linear", "yarn"):
         found["rope.scaling.type"] = kind
         found["rope.scaling.factor"] = float(rope["factor"])
+    for key in ("beta_fast", "beta_slow"):
+        if rope.get(key) is not None:
+            found[f"rope.scaling.yarn_{key}"] = float(rope[key])
     if kind in ("yarn", "longrope"):
         key = "original_max_position_embeddings"
         original = int(rope[key] if key in rope else config[key])
@@ -122,7 +127,8 @@ def _renamed(
     names = gguf.get_tensor_name_map(kinds[architecture], config["num_hidden_layers"])
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     result: dict[str, np.ndarray] = {}
-    for name, array in _stacked(tensors).items():
+    experts = _gpt_oss_experts if architecture == "gpt-oss" else _stacked
+    for name, array in experts(tensors).items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         module, _, suffix = name.rpartition(".")
@@ -155,6 +161,26 @@ def _stacked(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             result[name] = array
     for name, parts in stacks.items():
         result[name] = np.stack([parts[i] for i in range(len(parts))])
+    return result
+
+
+def _gpt_oss_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Stacks turned to [experts, out, in], gate and up apart, and sinks as weights."""
+    result: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
+        stem, _, leaf = name.rpartition(".")
+        if leaf == "sinks":
+            result[f"{name}.weight"] = array
+        elif leaf.startswith(("gate_up_proj", "down_proj")) and stem.endswith("experts"):
+            suffix = "bias" if leaf.endswith("_bias") else "weight"
+            rows = array if suffix == "bias" else np.ascontiguousarray(array.swapaxes(1, 2))
+            if leaf.startswith("down"):
+                result[f"{stem}.down_proj.{suffix}"] = rows
+            else:
+                result[f"{stem}.gate_proj.{suffix}"] = np.ascontiguousarray(rows[:, ::2])
+                result[f"{stem}.up_proj.{suffix}"] = np.ascontiguousarray(rows[:, 1::2])
+        else:
+            result[name] = array
     return result
 
 
