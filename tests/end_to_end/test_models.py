@@ -132,7 +132,7 @@ def test_what_a_plug_in_would_serve_names_it(which: object, extra: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"in_situ_quant": "Q4K"}, "tramontane-isq"),
+        ({"in_situ_quant": "HQQ4"}, "tramontane-hqq"),
         ({"which_draft": Which.Plain("x/y")}, "speculative"),
         ({"enable_search": True}, "web search"),
     ],

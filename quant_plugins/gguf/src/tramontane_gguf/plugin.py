@@ -7,6 +7,12 @@ from collections.abc import Iterable
 from tramontane.hooks import CheckpointSpec, QuantizerSpec, hookimpl
 
 
+ISQ_ALIASES = (
+    "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q2k", "q3k", "q4k", "q5k", "q6k", "q8k",
+    "iq4_nl", "iq4_xs",
+)  # fmt: skip
+
+
 @hookimpl
 def tramontane_checkpoint_formats() -> Iterable[CheckpointSpec]:
     return [

@@ -1,0 +1,18 @@
+"""What this distribution declares. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tramontane.hooks import QuantizerSpec, hookimpl
+
+
+@hookimpl
+def tramontane_quantizers() -> Iterable[QuantizerSpec]:
+    return [
+        QuantizerSpec(
+            name="isq",
+            target="tramontane_isq.policy:IsqPolicy",
+            summary="which weights are packed while loading, with the other quantizers",
+        )
+    ]
