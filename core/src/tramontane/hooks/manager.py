@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import metadata
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pluggy
 from attrs import frozen
@@ -30,6 +30,7 @@ from tramontane.hooks.specs import (
     CheckpointSpec,
     ExecutorSpec,
     KernelSpec,
+    ModelKind,
     ModelSpec,
     PipelineSpec,
     QuantizerSpec,
@@ -311,10 +312,25 @@ class PluginManager:
             error.__cause__ = self._failures[-1].cause
         return error
 
-    def architecture(self, name: str) -> ArchitectureSpec:
-        """By our name (``"Llama"``) or by Hugging Face name (``"LlamaForCausalLM"``)."""
-        spec: ArchitectureSpec = self.get("architectures", name)
+    def architecture(self, name: str, kind: ModelKind = "text") -> ArchitectureSpec:
+        """By our name (``"Llama"``) or by Hugging Face name (``"LlamaForCausalLM"``).
+
+        Args:
+            kind: preferred where several kinds of model have weights of that Hugging Face name.
+
+        Raises:
+            MissingPluginError: as `get`.
+        """
+        spec = self.find_architecture(name, kind)
+        if spec is None:
+            raise self.missing("architectures", name)
         return spec
+
+    def find_architecture(self, name: str, kind: ModelKind = "text") -> ArchitectureSpec | None:
+        """As `architecture`; None where nothing installed claims the name."""
+        kinds = (f"{kind}:", "", *(f"{other}:" for other in get_args(ModelKind)))
+        found = (self.find("architectures", f"{prefix}{name}") for prefix in kinds)
+        return next((spec for spec in found if spec is not None), None)
 
     def checkpoint_for(self, filename: str) -> CheckpointSpec | None:
         """The format that reads files of this ending, or None."""

@@ -49,7 +49,8 @@ class ArchitectureSpec(Spec):
     """One model architecture. The target is an `tramontane.protocols.Architecture` class.
 
     Attributes:
-        hf_names: entries of ``architectures`` in ``config.json`` that this class serves.
+        hf_names: entries of ``architectures`` in ``config.json`` that this class serves; for each
+            kind of model, one architecture may serve a name.
         gguf_names: values of ``general.architecture`` that this class serves.
         kind: the kind of pipeline the model runs in.
     """
@@ -59,7 +60,9 @@ class ArchitectureSpec(Spec):
     kind: ModelKind = "text"
 
     def claims(self) -> tuple[str, ...]:
-        names = {self.name.lower(), *(n.lower() for n in self.hf_names)}
+        # Weights of one class may serve as a text model and as an embedding model.
+        prefix = "" if self.kind == "text" else f"{self.kind}:"
+        names = {self.name.lower(), *(f"{prefix}{n.lower()}" for n in self.hf_names)}
         return (*sorted(names), *(f"gguf:{n.lower()}" for n in self.gguf_names))
 
 
