@@ -41,6 +41,15 @@ from tramontane.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+VARIANTS: Mapping[ModelKind, str] = {
+    "text": "Which.Plain",
+    "vision": "Which.VisionPlain",
+    "embedding": "Which.Embedding",
+    "diffusion": "Which.DiffusionPlain",
+    "speech": "Which.Speech",
+}
+"""Kind of model → how it is selected."""
+
 
 @frozen(kw_only=True)
 class LoadRequest:
@@ -130,10 +139,10 @@ def load_text(request: LoadRequest) -> LoadedModel:
     in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
     if in_situ is not None and request.in_situ is not None:
         in_situ.check(request.in_situ, device)
-    files = _resolve(request, request.model_id, request.files)
+    files = find_files(request, request.model_id, request.files)
     side = files.directory
     if request.tok_model_id is not None:
-        side = _resolve(request, request.tok_model_id, weights=False).directory
+        side = find_files(request, request.tok_model_id, weights=False).directory
     checkpoint = open_checkpoint(files.weights, plugins)
     try:
         data = config_data(files.directory, checkpoint)
@@ -142,7 +151,7 @@ def load_text(request: LoadRequest) -> LoadedModel:
         architecture = plugins.resolve(spec)
         config = architecture.Config.from_dict(data)
         embedded = checkpoint.tokenizer()
-        tokenizer = _tokenizer(request, side, embedded, config.vocab_size)
+        tokenizer = find_tokenizer(request, side, embedded, config.vocab_size)
         template = find_chat_template(
             side,
             chat_template=request.chat_template,
@@ -210,9 +219,7 @@ def build(
         CheckpointError: the weights do not fit.
     """
     draft = Draft.of(architecture, config, checkpoint)
-    return draft.bind(
-        checkpoint, dtype=dtype, device=device, steps=steps, on_progress=on_progress
-    )
+    return draft.bind(checkpoint, dtype=dtype, device=device, steps=steps, on_progress=on_progress)
 
 
 @frozen
@@ -313,14 +320,16 @@ def find_architecture(
             f"the configuration names no architecture (architectures is {named!r}); give `arch`, "
             f"one of: {known or 'none installed'}"
         )
-    found = (plugins.find("architectures", str(name)) for name in named)
+    found = (plugins.find_architecture(name, kind) for name in named)
     spec: ArchitectureSpec | None = next((s for s in found if s is not None), None)
     if spec is None:
         raise plugins.missing("architectures", str(named[0]))
     if spec.kind != kind:
+        known = ", ".join(s.name for s in plugins.specs("architectures") if s.kind == kind)
         raise ModelKindError(
             f"{spec.name} is a {spec.kind} model and cannot be loaded as a {kind} model; choose "
-            f"the Which variant of that kind"
+            f"the Which variant of that kind ({VARIANTS[spec.kind]}). Installed {kind} "
+            f"architectures: {known or 'none'}"
         )
     return spec
 
@@ -350,24 +359,27 @@ def quantized_view(
     return reader.read_checkpoint(checkpoint, settings)
 
 
-def _resolve(
+def find_files(
     request: LoadRequest,
     model_id: str,
     files: Sequence[str] | None = None,
     *,
     weights: bool = True,
+    beside: Sequence[str] = (),
 ) -> ModelFiles:
+    """`tramontane.loading.source.resolve` with the settings of a request."""
     return resolve(
         model_id,
         token_source=request.token_source,
         cache_path=request.cache_path,
         files=files,
         weights=weights,
+        beside=beside,
         plugins=request.plugins,
     )
 
 
-def _tokenizer(
+def find_tokenizer(
     request: LoadRequest, side: Path, embedded: EmbeddedTokenizer | None, vocab_size: int
 ) -> Tokenizer:
     """The file the user named, else that of ``tok_model_id``, else the one inside the weight file,

@@ -50,6 +50,7 @@ def resolve(
     revision: str | None = None,
     files: Sequence[str] | None = None,
     weights: bool = True,
+    beside: Sequence[str] = (),
     plugins: PluginManager | None = None,
 ) -> ModelFiles:
     """Find a model's files, fetching them from the hub when they are nowhere else.
@@ -64,6 +65,7 @@ def resolve(
         revision: branch, tag or commit on the hub.
         files: names of the weight files, where the user chose them (GGUF); None finds them.
         weights: False when only tokenizer and configuration are wanted.
+        beside: patterns of further files that the hub is asked for.
         plugins: where travelling models and formats are looked up; None for the process's.
 
     Raises:
@@ -78,7 +80,9 @@ def resolve(
         directory = local
     elif _HUB_ID.fullmatch(model_id):
         token = read_token(token_source)
-        directory = _from_hub(model_id, token, cache_path, revision, files, weights=weights)
+        directory = _from_hub(
+            model_id, token, cache_path, revision, files, weights=weights, beside=beside
+        )
     else:
         raise SourceError(
             f"{model_id!r} is neither an existing directory or file nor a hub id "
@@ -143,6 +147,7 @@ def _from_hub(
     files: Sequence[str] | None,
     *,
     weights: bool,
+    beside: Sequence[str],
 ) -> Path:
     """The snapshot directory of a hub repository, with everything that was asked for in it.
 
@@ -150,7 +155,7 @@ def _from_hub(
     """
 
     def fetch(patterns: Iterable[str]) -> Path:
-        return _snapshot(model_id, token, cache_path, revision, [*SIDE_FILES, *patterns])
+        return _snapshot(model_id, token, cache_path, revision, [*SIDE_FILES, *beside, *patterns])
 
     if not weights:
         return fetch(())

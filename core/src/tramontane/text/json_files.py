@@ -15,6 +15,21 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         SourceError: unreadable, not JSON in UTF-8, or JSON of another kind.
     """
+    data = _load(path)
+    if data is not None and not isinstance(data, dict):
+        raise SourceError(f"{path} holds a JSON {type(data).__name__} where an object belongs")
+    return data
+
+
+def read_json_list(path: Path) -> list[Any] | None:
+    """As `read_json`, for a file that holds a list."""
+    data = _load(path)
+    if data is not None and not isinstance(data, list):
+        raise SourceError(f"{path} holds a JSON {type(data).__name__} where a list belongs")
+    return data
+
+
+def _load(path: Path) -> Any:
     try:
         content = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -25,8 +40,8 @@ def read_json(path: Path) -> dict[str, Any] | None:
         data = json.loads(content)
     except (json.JSONDecodeError, RecursionError) as cause:
         raise SourceError(f"{path} is not valid JSON: {cause}. Fetch the file again.") from cause
-    if not isinstance(data, dict):
-        raise SourceError(f"{path} holds a JSON {type(data).__name__} where an object belongs")
+    if data is None:
+        raise SourceError(f"{path} holds nothing but null. Fetch the file again.")
     return data
 
 
