@@ -2,7 +2,8 @@
 
 import torch
 
-from tramontane.kernels.reference import _plans, paged_attention
+from tramontane.kernels.parts import plans
+from tramontane.kernels.reference import paged_attention
 from tramontane_testkit import KernelContract
 from tramontane_testkit.kernels import DECODE, AttentionShape, attention_case
 
@@ -17,12 +18,12 @@ def test_plan_is_made_once_a_step_and_forgotten_with_it() -> None:
         AttentionShape(seqs=DECODE), torch.device("cpu"), torch.float32
     )
     paged_attention(q, cache, batch, **options)
-    (plan,) = _plans[batch].values()
+    (plan,) = plans[batch].values()
     paged_attention(q, cache, batch, **options)
-    assert list(_plans[batch].values()) == [plan]
-    before = len(_plans)
+    assert list(plans[batch].values()) == [plan]
+    before = len(plans)
     del batch
-    assert len(_plans) == before - 1
+    assert len(plans) == before - 1
 
 
 def test_neighbours_change_nothing_beyond_rounding() -> None:

@@ -36,8 +36,8 @@ class PagedKV:
         device = torch.device(device)
         v_head_dim = head_dim if v_head_dim is None else v_head_dim
         self.block_size = block_size
-        self.k = _zeros((num_blocks, num_kv_heads, block_size, head_dim), dtype, device)
-        self.v = _zeros((num_blocks, num_kv_heads, block_size, v_head_dim), dtype, device)
+        self.k = zeros((num_blocks, num_kv_heads, block_size, head_dim), dtype, device)
+        self.v = zeros((num_blocks, num_kv_heads, block_size, v_head_dim), dtype, device)
         self._k_by_slot = self.k.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads, head_dim]
         self._v_by_slot = self.v.transpose(1, 2)
 
@@ -69,7 +69,7 @@ class PagedKV:
         self.v[destinations] = self.v[sources]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that, on a CPU, occupy memory only once they are written: ``torch.zeros`` would touch
     every page at once, the allocator behind ``numpy.zeros`` leaves that to the kernel."""
     if device.type != "cpu":

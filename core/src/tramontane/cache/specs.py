@@ -1,7 +1,7 @@
 """What attention layers declare in ``cache_specs(config)``.
 
-A layer with another kind of memory (latent, recurrent) brings its own spec class with the same
-three methods; engine and planner ask for nothing else.
+A layer with another kind of memory brings its own spec class with the same three methods; engine
+and planner ask for nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from attrs import field, frozen, validators
 
+from tramontane.cache.latent import PagedLatent
 from tramontane.cache.paged import PagedKV
 
 _positive = validators.ge(1)
@@ -67,3 +68,41 @@ class SlidingAttention(FullAttention):
     """
 
     window: int = field(kw_only=True, validator=_positive)
+
+
+@frozen
+class LatentAttention:
+    """Multi-head latent attention: every token attends to all earlier ones, and of each only a
+    latent and one rotated key are kept, whatever the number of heads (arXiv:2405.04434, table 1).
+
+    Attributes:
+        kv_lora_rank: width of the latent.
+        rope_dim: width of the rotated key.
+    """
+
+    kv_lora_rank: int = field(validator=_positive)
+    rope_dim: int = field(validator=_positive)
+
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        return (self.kv_lora_rank + self.rope_dim) * dtype.itemsize
+
+    def bytes_per_seq(self, dtype: torch.dtype) -> int:
+        return 0
+
+    def allocate(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        num_seqs: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> PagedLatent:
+        return PagedLatent(
+            num_blocks=num_blocks,
+            block_size=block_size,
+            kv_lora_rank=self.kv_lora_rank,
+            rope_dim=self.rope_dim,
+            dtype=dtype,
+            device=device,
+        )

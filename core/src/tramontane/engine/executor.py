@@ -8,7 +8,7 @@ import torch
 from attrs import evolve
 from torch import Tensor, nn
 
-from tramontane.cache.paged import PagedKV
+from tramontane.cache import PagedKV, PagedLatent
 from tramontane.errors import EngineClosedError
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.cache import CacheSpec, LayerCache
@@ -87,7 +87,7 @@ class LocalExecutor:
         sources, destinations = torch.tensor(pairs, device=self._device).unbind(1)
         with torch.inference_mode():
             for cache in self._caches:
-                if isinstance(cache, PagedKV):
+                if isinstance(cache, PagedKV | PagedLatent):
                     cache.copy_blocks(sources, destinations)
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from tramontane.nn.decoder import (
 )
 from tramontane.nn.embedding import Embedding
 from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
+from tramontane.nn.latent_attention import LatentSelfAttention
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
 from tramontane.nn.norm import RMSNorm
@@ -43,6 +44,7 @@ __all__ = [
     "ExpertLinear",
     "GatedExperts",
     "GatedMLP",
+    "LatentSelfAttention",
     "LayerNorm",
     "MoE",
     "PackedEmbedding",

@@ -249,17 +249,17 @@ def _yarn(rope: RopeParameters, wavelengths: Tensor, dim: int) -> Tensor:
     return ramp / (rope.factor * wavelengths) + (1 - ramp) / wavelengths
 
 
+def mscale(factor: float, weight: float = 1.0) -> float:
+    """Yarn's temperature for a context stretched by ``factor`` (section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
 def _yarn_attention_factor(rope: RopeParameters) -> float:
-    factor = rope.factor
     if rope.attention_factor is not None:
         return rope.attention_factor
-
-    def mscale(weight: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
     if rope.mscale and rope.mscale_all_dim:
-        return mscale(rope.mscale) / mscale(rope.mscale_all_dim)
-    return mscale(1.0)
+        return mscale(rope.factor, rope.mscale) / mscale(rope.factor, rope.mscale_all_dim)
+    return mscale(rope.factor)
 
 
 def _longrope(rope: RopeParameters, wavelengths: Tensor, seq_len: int) -> Tensor:

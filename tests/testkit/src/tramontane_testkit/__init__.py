@@ -6,6 +6,7 @@ pytest.register_assert_rewrite(
     "tramontane_testkit.architecture",
     "tramontane_testkit.hooks",
     "tramontane_testkit.kernels",
+    "tramontane_testkit.latent_kernels",
 )
 
 from tramontane_testkit.architecture import ArchitectureContract  # noqa: E402
