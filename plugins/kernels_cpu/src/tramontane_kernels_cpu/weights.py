@@ -27,6 +27,7 @@ TYPES = {
     "gguf.iq4_nl": 20,
     "gguf.iq4_xs": 23,
     "gguf.mxfp4": 39,
+    "mxfp4.e2m1": 39,
 }
 """Formats the kernels multiply with, and the library's number for each."""
 

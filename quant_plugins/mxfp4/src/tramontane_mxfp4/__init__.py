@@ -1,0 +1,1 @@
+"""MXFP4 weights for tramontane."""
