@@ -86,6 +86,14 @@ def test_rules_follow_one_another():
     )
 
 
+def test_layers_beyond_the_last_are_dropped():
+    stored = ["layers.0.w", "layers.9.w", "layers.10.w", "layers.11.w", "other.11.w"]
+    rules = (Drop(r"layers\.(\d+)\..*", beyond="num_layers"),)
+    wanted = ["layers.0.w", "layers.9.w", "other.11.w"]
+    arrangement = arrange(stored, wanted, rules, SimpleNamespace(num_layers=10))
+    assert list(arrangement.recipes) == wanted
+
+
 def test_collisions_gaps_and_unknown_properties():
     with pytest.raises(CheckpointError, match="another one"):
         arrange(["a", "b"], ["b"], (Rename("a", "b"),), None)
@@ -153,6 +161,25 @@ def test_other_dtypes_are_converted_and_their_pages_let_go(dtype):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, tensors[name].to(dtype))
     assert sorted(checkpoint.released) == sorted(tensors)
+
+
+class Exact(nn.Module):
+    FLOAT32 = frozenset({"bias"})
+    WEIGHTS = (Stack(r"bias\.(\d)", "bias"),)
+
+    def __init__(self, config):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(2))
+        self.bias = nn.Parameter(torch.empty(2))
+
+
+def test_what_a_module_keeps_in_float32_is_not_rounded():
+    stored = {"weight": torch.full((2,), 1.001), "bias": torch.full((2,), 1.001)}
+    parts = {"weight": stored["weight"], "bias.0": stored["bias"][0], "bias.1": stored["bias"][1]}
+    for tensors in (stored, parts):
+        model, _ = load(tensors, dtype=torch.bfloat16, architecture=Exact)
+        assert model.weight.dtype == torch.bfloat16
+        assert torch.equal(model.bias, stored["bias"])
 
 
 def test_equal_dtypes_keep_their_pages():

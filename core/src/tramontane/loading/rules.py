@@ -99,7 +99,7 @@ def arrange(
     for rule in (*COMMON, *rules):
         match rule:
             case Drop():
-                recipes = {n: r for n, r in recipes.items() if not re.fullmatch(rule.pattern, n)}
+                recipes = {n: r for n, r in recipes.items() if not _dropped(n, rule, config)}
             case Rename():
                 recipes = _rename(recipes, rule)
             case Stack():
@@ -112,6 +112,13 @@ def arrange(
                 _tie(recipes, aliases, rule)
     _account(recipes, aliases, wanted)
     return Arrangement(recipes, aliases)
+
+
+def _dropped(name: str, rule: Drop, config: Any) -> bool:
+    match = re.fullmatch(rule.pattern, name)
+    if match is None or rule.beyond is None:
+        return match is not None
+    return int(match[1]) >= int(_property(config, rule.beyond))
 
 
 def _property(config: Any, name: str) -> Any:

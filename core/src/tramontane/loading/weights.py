@@ -40,7 +40,8 @@ class Binder:
         model: every parameter on the meta device.
         checkpoint: where the tensors are.
         arrangement: which tensors make which parameter.
-        dtype: of every floating parameter that is not packed.
+        dtype: of every floating parameter that is neither packed nor named in the ``FLOAT32`` of
+            its module, where rounding would change decisions.
         device: where the weights will be.
         in_situ: packs weights once they are made; None keeps them as the file has them.
         steps: applied to each module that has weights of its own, in order.
@@ -90,7 +91,11 @@ class Binder:
             if not own:
                 continue
             prefix = f"{name}." if name else ""
-            values = {leaf: self._value(prefix + leaf, meta) for leaf, meta in own.items()}
+            exact = getattr(module, "FLOAT32", ())
+            values = {
+                leaf: self._value(prefix + leaf, meta if leaf in exact else self._typed(meta))
+                for leaf, meta in own.items()
+            }
             placed = self._place(module, values)
             for step in self._steps:
                 placed = step(name, placed)
@@ -102,6 +107,10 @@ class Binder:
                 model = placed
         _check_complete(model)
         return model
+
+    def _typed(self, meta: Tensor) -> Tensor:
+        """``meta`` in the dtype of the model."""
+        return meta.to(self._dtype) if meta.dtype.is_floating_point else meta
 
     def _value(self, name: str, meta: Tensor) -> Value:
         """The finished tensor of one parameter; the same object for all of its aliases."""
@@ -189,7 +198,7 @@ class Binder:
     def _stack(self, recipe: Stacked, meta: Tensor) -> Value:
         """Packed parts stay as they are, side by side. Plain ones are copied into place one by
         one, so that they never exist twice as a whole."""
-        dtype = self._dtype if meta.dtype.is_floating_point else meta.dtype
+        dtype = meta.dtype
         if not meta.dim() or meta.shape[0] != len(recipe.parts):
             raise CheckpointError(
                 f"{_describe(recipe)}: {len(recipe.parts)} tensors are stacked where the "
@@ -228,8 +237,7 @@ class Binder:
                 f"{'BF16, F16 or F32' if floats else _named(meta.dtype)} there. Quantized weights "
                 f"need the plug-in of their format."
             )
-        dtype = self._dtype if floats else meta.dtype
-        value = stored.to(device=self._device, dtype=dtype).contiguous()
+        value = stored.to(device=self._device, dtype=meta.dtype).contiguous()
         if value.data_ptr() != stored.data_ptr() or value.device != stored.device:
             self._let_go(Stored(name))
         return value

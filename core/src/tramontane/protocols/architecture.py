@@ -15,9 +15,12 @@ from tramontane.protocols.cache import CacheSpec, LayerCache
 @frozen
 class Drop:
     """Checkpoint tensors whose name matches ``pattern`` (a regular expression, whole name) are
-    not part of the model: buffers, training leftovers."""
+    not part of the model: buffers, training leftovers. With ``beyond``, the name of an integer
+    property of the config, only those whose first group, a layer index, is not below it: layers
+    that predict further tokens."""
 
     pattern: str
+    beyond: str | None = None
 
 
 @frozen
