@@ -4,6 +4,7 @@ from tramontane.cache.latent import PagedLatent
 from tramontane.cache.paged import PagedKV
 from tramontane.cache.prefix import PrefixIndex, block_key
 from tramontane.cache.specs import FullAttention, LatentAttention, SlidingAttention
+from tramontane.cache.transient import TransientAttention, TransientKV
 
 __all__ = [
     "FullAttention",
@@ -12,5 +13,7 @@ __all__ = [
     "PagedLatent",
     "PrefixIndex",
     "SlidingAttention",
+    "TransientAttention",
+    "TransientKV",
     "block_key",
 ]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tramontane.kernels.bidirectional import bidirectional_attention
 from tramontane.kernels.latent import latent_attention
 from tramontane.kernels.parts import Part, gather, plan_parts
 from tramontane.protocols.batch import ForwardBatch
@@ -125,6 +126,7 @@ def packed_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -
 OPERATORS: dict[str, Any] = {
     "paged_attention": paged_attention,
     "latent_attention": latent_attention,
+    "bidirectional_attention": bidirectional_attention,
     "packed_linear": packed_linear,
 }
 """Every operator by name."""

@@ -20,6 +20,7 @@ from tramontane.nn.decoder import (
     read_layer_types,
 )
 from tramontane.nn.embedding import Embedding
+from tramontane.nn.encoder import Encoder, backbone
 from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
 from tramontane.nn.latent_attention import LatentSelfAttention
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
@@ -41,6 +42,7 @@ __all__ = [
     "Decoder",
     "DecoderConfig",
     "Embedding",
+    "Encoder",
     "ExpertLinear",
     "GatedExperts",
     "GatedMLP",
@@ -60,6 +62,7 @@ __all__ = [
     "SlidingDecoderConfig",
     "activation",
     "attention_heads",
+    "backbone",
     "bind_kernels",
     "check_heads",
     "check_positive",

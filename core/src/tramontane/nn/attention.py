@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tramontane.kernels import dispatch
-from tramontane.kernels.reference import paged_attention
+from tramontane.kernels.reference import OPERATORS
 from tramontane.nn.rotary import Rope
 from tramontane.protocols.batch import ForwardBatch
 
@@ -62,12 +62,21 @@ class SelfAttention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(num_heads)) if sinks else None
         self.scale = head_dim**-0.5 if scale is None else scale
         self.window, self.softcap = window, softcap
-        self._attend: dispatch.Operator = paged_attention
+        self._use("paged_attention")
+
+    def see_both_ways(self) -> None:
+        """Let every token see those after it too, as encoders do. The cache is then a
+        `tramontane.cache.TransientKV`, and ``window`` counts in both directions."""
+        self._use("bidirectional_attention")
+
+    def _use(self, operator: str) -> None:
+        self._operator = operator
+        self._attend: dispatch.Operator = OPERATORS[operator]
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the attention kernel for good."""
         self._attend = dispatch.bind(
-            "paged_attention",
+            self._operator,
             device,
             dtype=dtype,
             num_heads=self.num_heads,

@@ -15,3 +15,9 @@ def tramontane_pipelines() -> Iterable[PipelineSpec]:
         target="tramontane.pipeline.text:TextPipeline",
         summary="Chat and completion with a language model.",
     )
+    yield PipelineSpec(
+        name="embedding",
+        kind="embedding",
+        target="tramontane.pipeline.embedding:EmbeddingPipeline",
+        summary="Texts to vectors.",
+    )

@@ -1,0 +1,124 @@
+"""Bringing up an embedding model: a language model without a head, and what makes vectors of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from tramontane.hooks import ArchitectureSpec
+from tramontane.loading.device import choose_device
+from tramontane.loading.dtype import choose_dtype, survey
+from tramontane.loading.in_situ import in_situ_quantizer
+from tramontane.loading.loader import (
+    Draft,
+    LoadRequest,
+    config_data,
+    find_architecture,
+    find_files,
+    find_tokenizer,
+    open_checkpoint,
+    quantized_view,
+)
+from tramontane.loading.plan import CacheRequest, plan_memory
+from tramontane.loading.sentence_modules import FILES, SentenceModules, longest_text, read_modules
+from tramontane.loading.weights import weight_bytes
+from tramontane.text.tokenizer import Tokenizer
+
+
+@frozen(kw_only=True)
+class LoadedEmbedder:
+    """An embedding model with its weights in place.
+
+    Attributes:
+        model: the architecture, kernels bound.
+        config: its config object.
+        architecture: the spec it was found by.
+        modules: from hidden states to vectors.
+        tokenizer: see `tramontane.text.Tokenizer`.
+        dtype: of the language model's activations, and of weights that are not packed.
+        device: where it runs.
+        weight_bytes: memory of the weights, shared ones counted once.
+        max_seq_len: tokens of the longest text.
+    """
+
+    model: nn.Module
+    config: Any
+    architecture: ArchitectureSpec
+    modules: SentenceModules
+    tokenizer: Tokenizer
+    dtype: torch.dtype
+    device: torch.device
+    weight_bytes: int
+    max_seq_len: int
+
+
+def load_embedding(request: LoadRequest) -> LoadedEmbedder:
+    """Bring up an embedding model.
+
+    Raises:
+        ModelLoadError: as `tramontane.loading.loader.load_text`; also where ``modules.json`` is
+            absent or asks for what is not covered.
+        ModelKindError: the model is no embedding model.
+    """
+    plugins = request.plugins
+    device = choose_device()
+    in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
+    if in_situ is not None and request.in_situ is not None:
+        in_situ.check(request.in_situ, device)
+    files = find_files(request, request.model_id, request.files, beside=FILES)
+    checkpoint = open_checkpoint(files.weights, plugins)
+    try:
+        data = config_data(files.directory, checkpoint)
+        spec = find_architecture(data, request.arch, plugins, kind="embedding")
+        checkpoint = quantized_view(checkpoint, data, plugins)
+        architecture = plugins.resolve(spec)
+        config = architecture.Config.from_dict(data)
+        modules = read_modules(
+            files.directory,
+            config.hidden_size,
+            open_checkpoint=partial(open_checkpoint, plugins=plugins),
+            plugins=plugins,
+            device=device,
+        )
+        embedded = checkpoint.tokenizer()
+        tokenizer = find_tokenizer(request, files.directory, embedded, config.vocab_size)
+        inventory = survey(checkpoint)
+        draft = Draft.of(architecture, config, checkpoint)
+        packing = None
+        if in_situ is not None and request.in_situ is not None:
+            packing = in_situ.plan(draft.model, draft.arrangement.aliases, request.in_situ, device)
+            inventory = inventory.quantized(packing.elements, packing.packed_bytes)
+        dtype = choose_dtype(request.dtype, inventory, device)
+        plan_memory(  # nothing is kept between texts: only the weights have to fit
+            inventory=inventory,
+            specs=(),
+            max_positions=config.max_position_embeddings,
+            request=CacheRequest(),
+            dtype=dtype,
+            device=device,
+        )
+        model = draft.bind(
+            checkpoint,
+            dtype=dtype,
+            device=device,
+            in_situ=packing,
+            steps=request.steps,
+            on_progress=request.on_progress,
+        )
+    finally:
+        checkpoint.close()
+    return LoadedEmbedder(
+        model=model,
+        config=config,
+        architecture=spec,
+        modules=modules,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        weight_bytes=weight_bytes(model) + sum(weight_bytes(m) for m in modules.rest),
+        max_seq_len=longest_text(files.directory, config.max_position_embeddings),
+    )
