@@ -1,15 +1,13 @@
-"""Llamas with random weights, as safetensors or GGUF, and the tokenizer they share."""
+"""Llamas with random weights, as GGUF files."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import gguf
 import numpy as np
 import torch
 from attrs import frozen
-from safetensors.torch import save_file
 
 from tramontane_gguf.types import BY_NAME
 from tramontane_testkit.models import (
@@ -19,11 +17,24 @@ from tramontane_testkit.models import (
     SPECIALS,
     VOCAB_SIZE,
     byte_alphabet,
-    save_tokenizer,
 )
 
 HALF_FLOATS = {"q4_k": (0, 2), "q5_k": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,)}
 """Where the float16 scales of a K-block lie; in every other block type they come first."""
+
+
+MIXTURES = {"q4_k_m": ("q4_k", "q6_k")}
+"""File types of two block types: that of most matrices, and that of the head and of some layers'
+``attn_v`` and ``ffn_down``."""
+
+
+def more_bits(layer_idx: int, num_layers: int) -> bool:
+    """Whether llama.cpp gives ``attn_v`` and ``ffn_down`` of a layer the better type of a mixture:
+    the first and last eighth, and every third between."""
+    eighth = num_layers // 8
+    if layer_idx < eighth or layer_idx >= 7 * eighth:
+        return True
+    return (layer_idx - eighth) % 3 == 2
 
 
 @frozen
@@ -61,58 +72,16 @@ SHAPES = {
     "small": Shape(768, 12, 12, 4, 2048, 8192),
     "1b": Shape(2048, 16, 32, 8, 8192, 32000),
 }
-HF_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-}
-
-
-def safetensors_model(directory: Path, shape: Shape, dtype: torch.dtype) -> Path:
-    """Write a Hugging Face directory, unless it is there; the directory."""
-    if (directory / "model.safetensors").exists():
-        return directory
-    save_tokenizer(directory)
-    generator = torch.Generator().manual_seed(0)
-
-    def matrix(rows: int, columns: int) -> torch.Tensor:
-        weight = torch.randn(rows, columns, generator=generator) * columns**-0.5
-        return weight.to(dtype)
-
-    tensors = {
-        "model.embed_tokens.weight": matrix(shape.vocab_size, shape.hidden_size),
-        "lm_head.weight": matrix(shape.vocab_size, shape.hidden_size),
-        "model.norm.weight": torch.ones(shape.hidden_size, dtype=dtype),
-    }
-    for i in range(shape.num_hidden_layers):
-        for name, size in shape.linears().items():
-            tensors[f"model.layers.{i}.{HF_NAMES[name]}.weight"] = matrix(*size)
-        for name in ("attn_norm", "ffn_norm"):
-            norm = torch.ones(shape.hidden_size, dtype=dtype)
-            tensors[f"model.layers.{i}.{HF_NAMES[name]}.weight"] = norm
-    save_file(tensors, directory / "model.safetensors")
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "torch_dtype": str(dtype).removeprefix("torch."),
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        **{name: getattr(shape, name) for name in Shape.__annotations__},
-    }
-    (directory / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-    return directory
 
 
 def gguf_model(path: Path, shape: Shape, type_name: str) -> Path:
-    """Write a GGUF file with weights of one block type, unless it is there; the file."""
+    """Write a GGUF file, unless it is there; the file.
+
+    Args:
+        path: of the file.
+        shape: of the model.
+        type_name: a block type or plain type for all matrices, or a key of `MIXTURES`.
+    """
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,18 +111,20 @@ def gguf_model(path: Path, shape: Shape, type_name: str) -> Path:
     writer.add_eos_token_id(EOS)
     writer.add_add_bos_token(False)
 
-    def add(name: str, rows: int, columns: int) -> None:
-        blocks = random_blocks(rng, rows, columns, type_name)
-        kind = gguf.GGMLQuantizationType(BY_NAME[type_name].number)
+    def add(name: str, rows: int, columns: int, better: bool = False) -> None:
+        own = MIXTURES.get(type_name, (type_name, type_name))[better]
+        blocks = random_blocks(rng, rows, columns, own)
+        kind = gguf.GGMLQuantizationType(BY_NAME[own].number)
         writer.add_tensor(f"{name}.weight", blocks, raw_dtype=kind)
 
     add("token_embd", shape.vocab_size, shape.hidden_size)
-    add("output", shape.vocab_size, shape.hidden_size)
+    add("output", shape.vocab_size, shape.hidden_size, better=True)
     ones = np.ones(shape.hidden_size, np.float32)
     writer.add_tensor("output_norm.weight", ones)
     for i in range(shape.num_hidden_layers):
         for name, size in shape.linears().items():
-            add(f"blk.{i}.{name}", *size)
+            better = name in ("attn_v", "ffn_down") and more_bits(i, shape.num_hidden_layers)
+            add(f"blk.{i}.{name}", *size, better)
         writer.add_tensor(f"blk.{i}.attn_norm.weight", ones)
         writer.add_tensor(f"blk.{i}.ffn_norm.weight", ones)
     writer.write_header_to_file()
@@ -169,6 +140,10 @@ def random_blocks(
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     """Blocks with random codes and small scales, so that activations stay finite: [rows, bytes]."""
     kind = BY_NAME[type_name]
+    if kind.dtype is not None:
+        values = rng.standard_normal((rows, columns), np.float32) * np.float32(columns**-0.5)
+        plain = torch.from_numpy(values).to(kind.dtype)
+        return plain.view(torch.uint8).numpy()
     count = rows * columns // kind.block_size
     blocks = rng.integers(0, 256, (count, kind.type_size), dtype=np.uint8)
     scale = np.float16(columns**-0.5 / 256).tobytes()
