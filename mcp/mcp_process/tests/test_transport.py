@@ -69,6 +69,18 @@ def test_directory_and_variables_are_set_beside_what_is_inherited(
     assert gone(told["pid"])
 
 
+def test_programs_beside_this_python_come_before_those_on_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sys.prefix == sys.base_prefix:
+        pytest.skip("this Python has no environment of its own")
+    (tmp_path / "python").write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    told = where(Process("python", list(STDIO[1:])))
+    assert gone(told["pid"])
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -29,7 +29,12 @@ def chunk(
 ) -> SimpleNamespace:
     delta = SimpleNamespace(content=text, reasoning_content=thought)
     choice = SimpleNamespace(delta=delta, finish_reason=finish)
-    return SimpleNamespace(choices=[choice], usage=usage() if finish else None)
+    return SimpleNamespace(
+        choices=[choice],
+        usage=usage() if finish else None,
+        executed_tool_calls=None,
+        tool_messages=None,
+    )
 
 
 class FakeRunner:
@@ -37,11 +42,13 @@ class FakeRunner:
 
     Attributes:
         answers: what each request streams; an exception among the pieces is raised there.
+        finish: how each answer ends.
         made: settings of each construction.
     """
 
     def __init__(self) -> None:
         self.answers: list[Iterable[Any]] = []
+        self.finish = "stop"
         self.made: list[dict[str, Any]] = []
         self.requests: list[Any] = []
         self.streams_closed = 0
@@ -63,7 +70,7 @@ class FakeRunner:
                 if isinstance(piece, BaseException):
                     raise piece
                 yield chunk(piece) if isinstance(piece, str) else piece
-            yield chunk(finish="stop")
+            yield chunk(finish=self.finish)
         finally:
             self.streams_closed += 1
 

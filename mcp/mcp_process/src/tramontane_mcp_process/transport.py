@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -65,7 +66,7 @@ class ProcessTransport:
         command = source.command
         if os.path.dirname(command):
             command = os.path.join(source.work_dir or os.getcwd(), command)
-        found = shutil.which(command, path=self._env.get("PATH"))
+        found = shutil.which(command, path=_search_path(self._env.get("PATH")))
         if found is None:
             raise SourceError(
                 f"command {source.command!r} is no program "
@@ -97,6 +98,13 @@ class ProcessTransport:
             if errors.lines:
                 error.add_note("its standard error ends: " + " | ".join(errors.lines))
             raise
+
+
+def _search_path(path: str | None) -> str:
+    """Where programs are looked for: beside this Python, if it has an environment of its own, then
+    along PATH. So servers installed into that environment are found where it is not activated."""
+    beside = [sysconfig.get_path("scripts")] if sys.prefix != sys.base_prefix else []
+    return os.pathsep.join([*beside, path or os.defpath])
 
 
 class _Stderr:

@@ -6,12 +6,17 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from attrs import define
+from attrs import define, field
 
 from tramontane_cli.terminal import is_terminal, printable
+
+if TYPE_CHECKING:
+    from tramontane_cli.tool_desk import ToolDesk
+
+TOO_MANY_ROUNDS = "no answer: the model goes on calling tools"
 
 
 @define
@@ -19,7 +24,10 @@ class Answer:
     """What came of one request.
 
     Attributes:
-        text, reasoning: the content and the thoughts before it, as far as they came.
+        text, reasoning: the content and the thoughts before it, as far as they came; where tools
+            were run, those after the last of them.
+        executed: the tool calls that were run.
+        messages: of the rounds in which they were, for the conversation that goes on.
         finish_reason: as the runner says, ``"canceled"`` after Ctrl-C.
         interrupted: whether Ctrl-C ended it.
         usage: the runner's account of tokens and time, None when the answer was cut short.
@@ -32,6 +40,8 @@ class Answer:
     usage: Any = None
     first_token_secs: float | None = None
     interrupted: bool = False
+    executed: list[Any] = field(factory=list)
+    messages: list[dict[str, Any]] = field(factory=list)
 
     def as_data(self, model: str) -> dict[str, Any]:
         """The object that ``--json`` prints."""
@@ -39,6 +49,7 @@ class Answer:
             "model": model,
             "content": self.text,
             "reasoning_content": self.reasoning or None,
+            "executed_tool_calls": [run.to_dict() for run in self.executed] or None,
             "finish_reason": self.finish_reason,
             "first_token_secs": self.first_token_secs,
             "usage": None if self.usage is None else self.usage.to_dict(),
@@ -52,10 +63,11 @@ class Screen:
         self.watched = is_terminal(sys.stdout)
         self.silent = silent
         self._thinking = False
+        self._line_open = False
 
     def thought(self, text: str) -> None:
         if self.watched and not self.silent:
-            self._thinking = True
+            self._thinking = self._line_open = True
             typer.secho(printable(text), dim=True, nl=False)
 
     def text(self, text: str) -> None:
@@ -66,16 +78,25 @@ class Screen:
             self._thinking = False
         sys.stdout.write(printable(text) if self.watched else text)
         sys.stdout.flush()
+        self._line_open = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """What comes next begins a line."""
+        if self._line_open:
+            typer.echo()
+        self._thinking = self._line_open = False
 
     def end(self) -> None:
         if not self.silent:
             typer.echo()
 
 
-def take(chunks: Iterable[Any], screen: Screen) -> Answer:
+def take(chunks: Iterable[Any], screen: Screen, desk: ToolDesk | None = None) -> Answer:
     """Show a stream until it ends. Ctrl-C closes the stream, which frees its place in the engine,
-    and gives back what there is."""
+    and gives back what there is. ``desk`` shows the tools that run meanwhile."""
     answer = Answer()
+    if desk is not None:
+        desk.screen = screen
     text: list[str] = []
     reasoning: list[str] = []
     start = time.perf_counter()
@@ -94,6 +115,12 @@ def take(chunks: Iterable[Any], screen: Screen) -> Answer:
                         text.append(piece)
                         screen.text(piece)
                     answer.finish_reason = choice.finish_reason or answer.finish_reason
+                if desk is not None and chunk.executed_tool_calls:
+                    desk.show(chunk.executed_tool_calls)
+                    answer.executed += chunk.executed_tool_calls
+                    answer.messages += chunk.tool_messages
+                    text.clear()
+                    reasoning.clear()
     except KeyboardInterrupt:
         answer.finish_reason, answer.interrupted = "canceled", True
     answer.text, answer.reasoning = "".join(text), "".join(reasoning)

@@ -10,12 +10,15 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from tramontane.errors import RequestError
-from tramontane_cli.answer import Screen, stats_line, take
+from tramontane_cli.answer import TOO_MANY_ROUNDS, Screen, stats_line, take
+
+if TYPE_CHECKING:
+    from tramontane_cli.tool_desk import ToolDesk
 
 HELP = """\
 /clear         forget the conversation
@@ -33,9 +36,10 @@ class Chat:
     Args:
         runner: a loaded `tramontane.Runner`.
         model: the name shown at the start.
-        sampling: fields of `ChatCompletionRequest` that hold for every turn.
+        fields: of `ChatCompletionRequest`, for every turn.
         system: system message, or None.
         stats: whether to say after each answer how fast it was.
+        desk: shows the runner's tools as they run; None without tools.
         read: gives the next line; raises EOFError to leave and KeyboardInterrupt on Ctrl-C.
     """
 
@@ -43,18 +47,20 @@ class Chat:
         self,
         runner: Any,
         model: str,
-        sampling: dict[str, Any],
+        fields: dict[str, Any],
         *,
         system: str | None = None,
         stats: bool = False,
+        desk: ToolDesk | None = None,
         read: Callable[[], str] | None = None,
     ) -> None:
         self.runner = runner
         self.model = model
-        self.sampling = sampling
+        self.fields = fields
         self.system = system
         self.stats = stats
-        self.turns: list[dict[str, str]] = []
+        self.desk = desk
+        self.turns: list[dict[str, Any]] = []
         self._read = read or line_reader(history_file())
 
     def talk(self) -> None:
@@ -96,9 +102,9 @@ class Chat:
         head = [{"role": "system", "content": self.system}] if self.system is not None else []
         try:
             request = ChatCompletionRequest(
-                messages=[*head, *self.turns], stream=True, **self.sampling
+                messages=[*head, *self.turns], stream=True, **self.fields
             )
-            answer = take(self.runner.send_chat_completion_request(request), Screen())
+            answer = take(self.runner.send_chat_completion_request(request), Screen(), self.desk)
         except RequestError as error:
             self.turns.pop()
             self._note(f"error: {error}")
@@ -108,9 +114,11 @@ class Chat:
             self._note("stopped")
             return
         if answer.text:
-            self.turns.append({"role": "assistant", "content": answer.text})
+            self.turns += [*answer.messages, {"role": "assistant", "content": answer.text}]
         else:
             self.turns.pop()
+        if answer.finish_reason == "tool_calls":
+            self._note(TOO_MANY_ROUNDS)
         if answer.interrupted:
             self._note("stopped")
         if self.stats:

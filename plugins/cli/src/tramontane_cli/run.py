@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tramontane_cli.answer import TOO_MANY_ROUNDS, Answer, Screen, stats_line, take
+from tramontane_cli.grammars import HELP as GRAMMAR_HELP
+from tramontane_cli.grammars import grammar_fields
 from tramontane_cli.terminal import is_terminal, load_progress
+from tramontane_cli.tool_desk import ToolDesk
 
 EXIT_INTERRUPTED = 130
 
@@ -27,6 +32,20 @@ def run(
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    tool: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Python function that the model may call; may be repeated.",
+        ),
+    ] = None,
+    mcp_config: Annotated[
+        Path | None, typer.Option(help="JSON file that names MCP servers whose tools to use.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Run tools without asking.")] = False,
+    grammar: Annotated[
+        str | None, typer.Option(metavar="KIND:GRAMMAR|FILE", help=GRAMMAR_HELP)
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", min=0)] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)] = None,
     top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.", min=1)] = None,
@@ -63,8 +82,11 @@ def run(
         raise typer.BadParameter("--raw and --json need a prompt")
     if raw and system is not None:
         raise typer.BadParameter("--raw applies no template, so --system has no place")
+    if raw and (tool or mcp_config):
+        raise typer.BadParameter("--raw applies no template, so the model cannot be told of tools")
+    desk = None if raw else ToolDesk.from_options(tool, mcp_config, yes=yes)
 
-    sampling = {
+    fields: dict[str, Any] = {
         "temperature": temperature,
         "top_p": top_p,
         "top_k": top_k,
@@ -73,7 +95,11 @@ def run(
         "max_tokens": max_tokens,
         "stop_seqs": stop or None,
     }
-    sampling = {name: value for name, value in sampling.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if grammar is not None:
+        fields |= grammar_fields(grammar)
+    if desk is not None:
+        fields |= desk.fields()
 
     from tramontane_cli.selection import default_model_id, select
 
@@ -83,16 +109,17 @@ def run(
         model = default_model_id(plugin_manager())
     which = select(model, arch=arch, dtype=dtype, tok_model=tok_model)
     settings = {"seed": seed, "chat_template": chat_template, "pa_ctxt_len": max_seq_len}
-    runner = load(which, {name: value for name, value in settings.items() if value is not None})
+    settings = {name: value for name, value in settings.items() if value is not None}
+    runner = load(which, settings | ({} if desk is None else desk.settings()))
     try:
         if text is None:
             from tramontane_cli.chat import Chat
 
-            Chat(runner, model, sampling, system=system, stats=stats).talk()
+            Chat(runner, model, fields, system=system, stats=stats, desk=desk).talk()
         else:
-            _answer_once(
-                runner, model, text, sampling, system=system, raw=raw, stats=stats, as_json=as_json
-            )
+            screen = Screen(silent=as_json)
+            chunks = _chunks(runner, text, fields, system=system, raw=raw)
+            _report(take(chunks, screen, desk), model, stats=stats, as_json=as_json)
     finally:
         runner.close()
 
@@ -129,32 +156,29 @@ def load(which: Any, settings: dict[str, Any]) -> Any:
         return Runner(which=which, on_progress=on_progress, **settings)
 
 
-def _answer_once(
-    runner: Any,
-    model: str,
-    prompt: str,
-    sampling: dict[str, Any],
-    *,
-    system: str | None,
-    raw: bool,
-    stats: bool,
-    as_json: bool,
-) -> None:
+def _chunks(
+    runner: Any, prompt: str, fields: dict[str, Any], *, system: str | None, raw: bool
+) -> Any:
+    """The stream of the answer."""
     from tramontane import ChatCompletionRequest, CompletionRequest
-    from tramontane_cli.answer import Screen, stats_line, take
 
     if raw:
-        continuation = CompletionRequest(prompt=prompt, stream=True, **sampling)
-        chunks = runner.send_completion_request(continuation)
-    else:
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": prompt})
-        request = ChatCompletionRequest(messages=messages, stream=True, **sampling)
-        chunks = runner.send_chat_completion_request(request)
-    answer = take(chunks, Screen(silent=as_json))
+        continuation = CompletionRequest(prompt=prompt, stream=True, **fields)
+        return runner.send_completion_request(continuation)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": prompt})
+    request = ChatCompletionRequest(messages=messages, stream=True, **fields)
+    return runner.send_chat_completion_request(request)
+
+
+def _report(answer: Answer, model: str, *, stats: bool, as_json: bool) -> None:
+    """What is told of an answer that has been shown."""
     if as_json:
         typer.echo(json.dumps(answer.as_data(model), indent=2, ensure_ascii=False))
     if stats:
         typer.echo(stats_line(answer), err=True)
     if answer.interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)
+    if answer.finish_reason == "tool_calls":
+        typer.secho(TOO_MANY_ROUNDS, err=True, dim=True)
+        raise typer.Exit(1)
