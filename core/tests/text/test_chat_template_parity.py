@@ -131,9 +131,12 @@ def test_renders_as_transformers_does(data: Path, name: str) -> None:
         CONVERSATIONS.values(), (None, TOOLS), (None, True, False), (True, False)
     ):
         options = {} if thinking is None else {"enable_thinking": thinking}
+        plain = messages
+        if '"content" in message' in source:  # null, which transformers gives it, breaks it
+            plain = [{k: v for k, v in each.items() if v is not None} for each in messages]
         try:
             expected = utils.render_jinja_template(
-                [messages],
+                [plain],
                 tools=tools,
                 chat_template=source,
                 add_generation_prompt=prompt,

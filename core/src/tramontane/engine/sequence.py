@@ -73,6 +73,8 @@ class Sequence:
         block_keys: keys of its full blocks, as far as they were computed.
         num_hashed: leading blocks that are in the prefix index.
         row: its row of the block table while RUNNING, else -1.
+        state_slots: where its recurrent state is, and where the next step puts the new one; while
+            RUNNING, and if the model has any.
         canceled: the reader has lost interest.
     """
 
@@ -100,6 +102,7 @@ class Sequence:
     block_keys: list[bytes] = field(factory=list, init=False)
     num_hashed: int = field(default=0, init=False)
     row: int = field(default=-1, init=False)
+    state_slots: tuple[int, int] = field(default=(-1, -1), init=False)
     canceled: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -179,7 +182,7 @@ class Sequence:
         self.num_tokens += 1
         params = self.params
         if token_id in params.stop_token_ids or (token_id in eos_token_ids and not self.ignore_eos):
-            self.transcript.push_unseen(token)
+            self.transcript.push_last(token)
             return "stop"
         if self.constraint is not None:
             self.constraint.advance(token_id)

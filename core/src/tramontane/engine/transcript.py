@@ -31,6 +31,7 @@ class Transcript:
         shown: frozenset[int] = frozenset(),
     ) -> None:
         self._tokenizer = tokenizer
+        self._shown = shown
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, shown=shown)
         self._stops = StopMatcher(params.stop_strings) if params.stop_strings else None
         self._wants_logprobs = params.logprobs
@@ -53,9 +54,12 @@ class Transcript:
             return False
         return self._let_out(text)
 
-    def push_unseen(self, token: SampledToken) -> None:
-        """Take a token that ends the sequence and is no part of its text."""
-        self._token_ids.append(token.token_id)
+    def push_last(self, token: SampledToken) -> None:
+        """Take a token that ends the sequence; it is no part of its text unless it is shown."""
+        if token.token_id in self._shown:
+            self.push(token)
+        else:
+            self._token_ids.append(token.token_id)
 
     def flush(self) -> bool:
         """No token follows: let out what was held back. Returns whether a stop string has ended

@@ -30,12 +30,14 @@ class _Compiled:
     Attributes:
         variables: names it reads without setting them.
         guarded: names it tests for being defined, or gives a default of its own.
+        content_may_be_absent: whether it asks if a message has content, and takes any for text.
     """
 
     source: str
     template: jinja2.Template
     variables: frozenset[str]
     guarded: frozenset[str]
+    content_may_be_absent: bool
 
 
 class ChatTemplate:
@@ -128,7 +130,7 @@ class ChatTemplate:
             **self.special_tokens,
             **{name: plain(value, name) for name, value in given.items() if value is not None},
             **{name: plain(value, name) for name, value in kwargs.items()},
-            "messages": template_messages(messages),
+            "messages": template_messages(messages, null_content=not chosen.content_may_be_absent),
             "tools": _mappings(tools, "tools"),
             "documents": _mappings(documents, "documents"),
             "add_generation_prompt": bool(add_generation_prompt),
@@ -183,7 +185,14 @@ def _compile(source: str, name: str) -> _Compiled:
         template,
         frozenset(node.name for node in tree.find_all(nodes.Name) if node.ctx == "load"),
         frozenset(guarded),
+        any(_asks_for_content(test) for test in tree.find_all(nodes.Compare)),
     )
+
+
+def _asks_for_content(test: nodes.Compare) -> bool:
+    """``"content" in message``"""
+    sought, operand = test.expr, test.ops[0]
+    return isinstance(sought, nodes.Const) and sought.value == "content" and operand.op == "in"
 
 
 def _defaults(chosen: _Compiled) -> dict[str, Any]:

@@ -62,11 +62,18 @@ def plain(value: Any, where: str) -> Any:
     )
 
 
-def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def template_messages(
+    messages: Sequence[Mapping[str, Any]], *, null_content: bool = True
+) -> list[dict[str, Any]]:
     """Copies of chat messages for a template.
 
     JSON text in ``tool_calls[…].function.arguments`` becomes an object. Reasoning of a past turn
     is there under ``reasoning_content`` and ``thinking``, whichever name it came by.
+
+    Args:
+        messages: the messages.
+        null_content: whether ``content`` may be None, as clients send it beside tool calls;
+            otherwise the key is left out then.
 
     Raises:
         ValidationError: a message is no mapping or holds values templates cannot be given.
@@ -76,6 +83,8 @@ def template_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, A
         if not isinstance(message, Mapping):
             raise ValidationError(f"messages[{index}] must be a dict, not {type(message).__name__}")
         copy = plain(message, f"messages[{index}]")
+        if not null_content and copy.get("content", "") is None:
+            del copy["content"]
         reasoning = next((copy[k] for k in REASONING_KEYS if copy.get(k) is not None), None)
         if reasoning is not None:
             copy = {"thinking": reasoning, **copy, "reasoning_content": reasoning}
