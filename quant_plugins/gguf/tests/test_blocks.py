@@ -19,6 +19,11 @@ from tramontane_gguf.types import BY_NAME, BY_NUMBER
 BY_DEFINITION = {"q8_1", "q8_k", "q1_0"}
 REFERENCED = sorted(set(DECODERS) - BY_DEFINITION)
 
+# What the package encodes as ggml does; test_encode.py has the others.
+EXACT = (
+    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4",
+)  # fmt: skip
+
 # Bytes of each block that hold f16 scales, kept finite in random blocks.
 F16_AT = {
     "q4_0": [0], "q4_1": [0, 2], "q5_0": [0], "q5_1": [0, 2], "q8_0": [0], "q8_1": [0, 2],
@@ -168,7 +173,7 @@ def test_what_does_not_fit_is_refused() -> None:
         GgmlWeight.concat([])
 
 
-@pytest.mark.parametrize("name", ENCODABLE)
+@pytest.mark.parametrize("name", EXACT)
 def test_encoding_is_the_packages_own(name: str) -> None:
     weight = torch.randn(6, 512, generator=torch.Generator().manual_seed(0))
     packed = GgmlQuantizer().quantize(weight, name)
@@ -182,14 +187,6 @@ def test_encoding_is_the_packages_own(name: str) -> None:
 
 def test_what_cannot_be_encoded_says_so() -> None:
     quantizer = GgmlQuantizer()
-    with pytest.raises(ConfigError, match="q4_k can be read but not encoded; encodable are f32"):
-        quantizer.quantize(torch.zeros(2, 256), "q4_k")
-    with pytest.raises(ConfigError, match="'q4_9' is no ggml type"):
-        quantizer.quantize(torch.zeros(2, 256), "q4_9")
-    with pytest.raises(ConfigError, match="multiples of 32"):
-        quantizer.quantize(torch.zeros(2, 33), "q8_0")
-    with pytest.raises(ConfigError, match="without an importance matrix"):
-        quantizer.quantize(torch.zeros(2, 32), "q8_0", importance=torch.ones(32))
     # The list that messages show is the whole truth.
     for name in set(BY_NAME) - set(ENCODABLE):
         with pytest.raises(ConfigError):

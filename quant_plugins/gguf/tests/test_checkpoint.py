@@ -215,8 +215,8 @@ def test_every_family_names_tensors_both_ways(family: families.Family, moe: bool
         if replaced or (per_expert and role in ("ffn_gate", "ffn_up", "ffn_down")):
             continue
         whole = role in ("token_embd", "token_embd_norm", "output_norm", "output")
-        name = f"{role}.weight" if whole else f"blk.3.{role}.weight"
-        name = name.replace("exp_probs_b.weight", "exp_probs_b.bias")
+        suffix = families.BARE.get(role, ".weight")
+        name = f"{role}{suffix}" if whole else f"blk.3.{role}{suffix}"
         assert names.to_gguf(names.to_hf(name)) == name
     assert names.to_hf("blk.0.novelty.weight") == "blk.0.novelty.weight"
     assert names.to_hf("odd") == names.to_gguf("odd") == "odd"

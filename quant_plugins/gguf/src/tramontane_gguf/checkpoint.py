@@ -15,6 +15,7 @@ from tramontane.protocols import EmbeddedTokenizer, PackedWeight
 from tramontane_gguf.blocks import GgmlWeight, plain
 from tramontane_gguf.container import Container, TensorInfo, read
 from tramontane_gguf.families import Family, family_of
+from tramontane_gguf.mamba import GRANITE, as_in_hugging_face, granite_settings
 from tramontane_gguf.metadata import Metadata, config_of
 from tramontane_gguf.tensor_names import CONSUMED, TensorNames, half_rotation_order, parse
 from tramontane_gguf.tokenizer import embedded_tokenizer
@@ -134,13 +135,19 @@ class GgufCheckpoint:
                 f"{self._path} holds no token_embd.weight: it is a vocabulary or an adapter, "
                 f"not a model"
             )
-        return config_of(
+        names, family = list(self._infos), self.family
+        config = config_of(
             self._meta,
-            self.family,
-            names=list(self._infos),
+            family,
+            names=names,
             vocab_size=embedding[1].shape[0],
             factors=self._factors,
         )
+        if family.architecture == GRANITE:
+            config |= granite_settings(
+                self._meta, f"{family.name}.", names, num_layers=config["num_hidden_layers"]
+            )
+        return config
 
     def tokenizer(self) -> EmbeddedTokenizer | None:
         return embedded_tokenizer(self._meta)
@@ -183,6 +190,9 @@ class GgufCheckpoint:
             tensor = tensor[half_rotation_order(tensor.shape[0], source.heads)]
         if self.family.norm_plus_one and name.endswith("norm.weight"):
             tensor = tensor - 1
+        role = parse(source.info.name)
+        if role is not None:
+            tensor = as_in_hugging_face(role.role, role.suffix, tensor, source.info.name)
         return tensor
 
     def _factors(self, name: str) -> list[float] | None:
@@ -237,7 +247,7 @@ class GgufCheckpoint:
         p = f"{family.name}.attention."
         heads = self._meta.positive(p + "head_count")
         if role == "attn_k":
-            heads = self._meta.positive(p + "head_count_kv", heads)
+            heads = self._meta.kv_heads(f"{family.name}.", heads)
         if not info.shape or info.shape[0] % (2 * heads):
             raise CheckpointError(
                 f"{self._path}: tensor {info.name} of shape {list(info.shape)} does not divide "

@@ -45,8 +45,15 @@ STANDARD: dict[str, str] = {
 }
 """Tensor role of GGUF → module of Hugging Face; beyond the first three, within a layer."""
 
-BARE = frozenset({"attn_sinks", "exp_probs_b"})
-"""Roles that are a parameter themselves: no ``.weight`` follows their Hugging Face name."""
+BARE = {
+    "attn_sinks": ".weight",
+    "exp_probs_b": ".bias",
+    "ssm_a": "",
+    "ssm_d": "",
+    "ssm_dt": ".bias",
+}
+"""Roles that are a parameter themselves, and what follows them in GGUF: nothing follows their
+Hugging Face name."""
 
 
 @frozen(kw_only=True)
@@ -141,6 +148,28 @@ _GRANITE_SCALES = {
     "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale",
 }
+_MAMBA = {
+    "ssm_in": "mamba.in_proj",
+    "ssm_conv1d": "mamba.conv1d",
+    "ssm_dt": "mamba.dt_bias",
+    "ssm_a": "mamba.A_log",
+    "ssm_d": "mamba.D",
+    "ssm_norm": "mamba.norm",
+    "ssm_out": "mamba.out_proj",
+}
+_SHARED_MLP = {
+    "ffn_gate": "shared_mlp.gate_proj",
+    "ffn_up": "shared_mlp.up_proj",
+    "ffn_down": "shared_mlp.output_linear",
+}
+_SHARED_MLP_BESIDE_EXPERTS = {
+    **{role: STANDARD[role] for role in _SHARED_MLP},
+    **{f"{role}_shexp": module for role, module in _SHARED_MLP.items()},
+    "ffn_gate_inp": "block_sparse_moe.router.layer",
+    "ffn_gate_exps": "block_sparse_moe.experts.gate_proj",
+    "ffn_up_exps": "block_sparse_moe.experts.up_proj",
+    "ffn_down_exps": "block_sparse_moe.experts.down_proj",
+}
 _LFM2_ROLES = {
     "token_embd_norm": "model.embedding_norm",
     "attn_norm": "operator_norm",
@@ -177,17 +206,16 @@ _ROWS = (
            interleaved=True,
            # The file does not say it; llama.cpp too takes every fourth layer without rotation.
            constants={"no_rope_layer_interval": 4}),
-    Family(name="granite", architecture="GraniteForCausalLM", model_type="granite",
-           interleaved=True, fields=_GRANITE_SCALES),
+    # Granite 4 whose layers are all attention, and Granite 3, which computes the same.
+    Family(name="granite", architecture="GraniteMoeHybridForCausalLM",
+           model_type="granitemoehybrid", interleaved=True, roles=_SHARED_MLP,
+           fields=_GRANITE_SCALES),
+    Family(name="granitehybrid", architecture="GraniteMoeHybridForCausalLM",
+           model_type="granitemoehybrid", interleaved=True, roles=_MAMBA | _SHARED_MLP,
+           moe_roles=_SHARED_MLP_BESIDE_EXPERTS, fields=_GRANITE_SCALES | _LOCAL_EXPERTS),
     Family(name="granitemoe", architecture="GraniteMoeForCausalLM", model_type="granitemoe",
            interleaved=True, fields=_GRANITE_SCALES | _LOCAL_EXPERTS,
-           roles={"ffn_gate_inp": "block_sparse_moe.router.layer",
-                  "ffn_gate_exps": "block_sparse_moe.experts.gate_proj",
-                  "ffn_up_exps": "block_sparse_moe.experts.up_proj",
-                  "ffn_down_exps": "block_sparse_moe.experts.down_proj",
-                  "ffn_gate_shexp": "shared_mlp.gate_proj",
-                  "ffn_up_shexp": "shared_mlp.up_proj",
-                  "ffn_down_shexp": "shared_mlp.output_linear"}),
+           roles=_SHARED_MLP_BESIDE_EXPERTS),
     Family(name="qwen2", architecture="Qwen2ForCausalLM", model_type="qwen2"),
     Family(name="qwen2moe", architecture="Qwen2MoeForCausalLM", model_type="qwen2_moe",
            roles=_SHARED_EXPERT,

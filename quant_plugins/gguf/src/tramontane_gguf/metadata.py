@@ -67,6 +67,26 @@ class Metadata:
             raise self.fail(key, "above zero")
         return value
 
+    def per_layer(self, key: str, num_layers: int) -> list[int]:
+        """A whole number for each layer, where the file may state one for all."""
+        value = self.values.get(key)
+        if not isinstance(value, np.ndarray):
+            return [self.integer(key)] * num_layers
+        if value.dtype.kind not in "iu" or len(value) != num_layers:
+            raise self.fail(key, f"a whole number, or {num_layers} of them")
+        return [int(item) for item in value]
+
+    def kv_heads(self, prefix: str, default: int) -> int:
+        """Key-value heads of the layers that have any; those without attention state 0."""
+        key = prefix + "attention.head_count_kv"
+        value = self.values.get(key)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+            distinct = {int(item) for item in value if item}
+            if len(distinct) != 1:
+                raise self.fail(key, "one whole number for all layers with attention")
+            return distinct.pop()
+        return self.positive(key, default)
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self.values.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool):
@@ -120,7 +140,7 @@ def config_of(
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
-        "num_key_value_heads": meta.positive(p + "attention.head_count_kv", heads),
+        "num_key_value_heads": meta.kv_heads(p, heads),
         "head_dim": head_dim,
         "max_position_embeddings": meta.positive(p + "context_length", 4096),
         "rope_theta": meta.number(p + "rope.freq_base", _THETA.get(family.name, 10_000.0)),

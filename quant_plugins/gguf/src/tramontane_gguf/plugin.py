@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from tramontane.hooks import CheckpointSpec, QuantizerSpec, hookimpl
 
-
 ISQ_ALIASES = (
     "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q8_1", "q2k", "q3k", "q4k", "q5k", "q6k", "q8k",
     "iq4_nl", "iq4_xs",
@@ -32,21 +31,6 @@ def tramontane_quantizers() -> Iterable[QuantizerSpec]:
             name="gguf",
             target="tramontane_gguf.quantizer:GgmlQuantizer",
             summary="ggml block types, Q4_0 to IQ4_XS",
-            isq_aliases=(
-                "q4_0",
-                "q4_1",
-                "q5_0",
-                "q5_1",
-                "q8_0",
-                "q8_1",
-                "q2k",
-                "q3k",
-                "q4k",
-                "q5k",
-                "q6k",
-                "q8k",
-                "iq4_nl",
-                "iq4_xs",
-            ),  # fmt: skip
+            isq_aliases=ISQ_ALIASES,
         )
     ]

@@ -13,26 +13,36 @@ from torch import Tensor
 
 from tramontane.errors import ConfigError
 from tramontane.protocols import PackedWeight
+from tramontane_gguf import native
 from tramontane_gguf.blocks import GgmlWeight
+from tramontane_gguf.encode import ENCODERS
 from tramontane_gguf.types import BY_NAME, GgmlType
+
+_CHUNK = 1 << 22
+"""Elements converted to float32 at a time."""
+
+_BY_PACKAGE = ("tq1_0", "tq2_0", "mxfp4")
+"""Types that the ``gguf`` package encodes and this one does not."""
+
+ENCODABLE = ("f32", "f16", "bf16", *ENCODERS, *_BY_PACKAGE)
+"""What `GgmlQuantizer.quantize` accepts."""
+
+_SHORT_K = re.compile(r"(q\d)k")
 
 
 class GgmlQuantizer:
-    """Packs with the reference quantizers of the ``gguf`` package.
-
-    That package encodes the legacy, ternary and plain types; K- and IQ-types it only decodes.
-    """
+    """Packs weights in ggml blocks. See `tramontane.protocols.Quantizer`."""
 
     name = "gguf"
 
     def quantize(
         self, weight: Tensor, type_name: str, *, importance: Tensor | None = None
     ) -> GgmlWeight:
-        """Pack ``weight`` [..., in], on the CPU.
+        """Pack ``weight`` [..., in].
 
         Raises:
             ConfigError: the type is unknown or cannot be encoded, its blocks do not divide the
-                rows, or ``importance`` is given, which none of these encoders uses.
+                rows, values are not finite, or ``importance`` does not fit.
         """
         kind = ggml_type(type_name)
         if weight.ndim == 0 or weight.shape[-1] % kind.block_size:
@@ -40,18 +50,23 @@ class GgmlQuantizer:
                 f"a weight of shape {list(weight.shape)} cannot be {kind.name}: rows must be "
                 f"multiples of {kind.block_size}"
             )
-        number = gguf.GGMLQuantizationType(kind.number)
-        values = weight.detach().to("cpu", torch.float32).contiguous().numpy()
-        try:
-            packed = gguf.quantize(values, number)
-        except NotImplementedError as cause:
+        if kind.name not in ENCODABLE:
             raise ConfigError(
                 f"{kind.name} can be read but not encoded; encodable are {', '.join(ENCODABLE)}"
-            ) from cause
-        data = torch.from_numpy(packed.copy()).view(torch.uint8)
-        return GgmlWeight(data, kind, weight.shape).to(weight.device)
+            )
+        weight = weight.detach()
+        if kind.dtype is not None:
+            data = weight.to(kind.dtype).contiguous().view(torch.uint8)
+            return GgmlWeight(data, kind, weight.shape)
+        width = weight.shape[-1]
+        row_bytes = width // kind.block_size * kind.type_size
+        blocks = torch.empty(*weight.shape[:-1], row_bytes, dtype=torch.uint8, device=weight.device)
+        for values, out, counts in _parts(weight, blocks, _checked(importance, weight)):
+            _encode(values, kind, counts, out)
+        return GgmlWeight(blocks, kind, weight.shape)
 
     def packed_bytes(self, shape: Sequence[int], type_name: str) -> int | None:
+        """See `tramontane.protocols.Quantizer.packed_bytes`."""
         kind = ggml_type(type_name)
         if not shape or shape[-1] % kind.block_size:
             return None
@@ -81,9 +96,50 @@ def ggml_type(name: str) -> GgmlType:
     return kind
 
 
-_SHORT_K = re.compile(r"(q\d)k")
+def _checked(importance: Tensor | None, weight: Tensor) -> Tensor | None:
+    """Importances as float32 [stacks, in], where there are any that tell columns apart."""
+    if importance is None:
+        return None
+    width = weight.shape[-1]
+    if importance.shape not in ((width,), (*weight.shape[:-2], width)):
+        raise ConfigError(
+            f"importances of shape {list(importance.shape)} do not fit a weight of shape "
+            f"{list(weight.shape)}"
+        )
+    counts = importance.detach().to(weight.device, torch.float32)
+    if not bool((counts.isfinite() & (counts >= 0)).all()):
+        raise ConfigError("importances must be finite and not negative")
+    stacks = prod(weight.shape[:-2])
+    return counts.expand(stacks, width).contiguous() if counts.dim() == 1 else counts.contiguous()
 
-ENCODABLE = (
-    "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "mxfp4",
-)  # fmt: skip
-"""What `GgmlQuantizer.quantize` accepts."""
+
+def _parts(weight: Tensor, blocks: Tensor, counts: Tensor | None) -> Any:
+    """Rows, their place, and the importances of their columns, a bounded number at a time."""
+    width = weight.shape[-1]
+    stacked = weight.reshape(-1, *weight.shape[-2:]) if weight.dim() > 2 else weight[None]
+    placed = blocks.view(stacked.shape[0], -1, blocks.shape[-1])
+    rows = stacked.reshape(stacked.shape[0], -1, width)
+    step = max(_CHUNK // max(width, 1), 1)
+    for index in range(rows.shape[0]):
+        own = None if counts is None else counts[index]
+        # An expert that no token reached has nothing to say of its columns.
+        own = None if own is not None and not bool(own.any()) else own
+        for start in range(0, rows.shape[1], step):
+            part = slice(start, start + step)
+            yield rows[index, part].float().contiguous(), placed[index, part], own
+
+
+def _encode(values: Tensor, kind: GgmlType, importance: Tensor | None, out: Tensor) -> None:
+    if values.device.type == "cpu" and native.encode(values, kind, importance, out):
+        return
+    if not bool(values.isfinite().all()):
+        raise ConfigError("the weight holds NaN or infinite values, which no block can encode")
+    if kind.name in _BY_PACKAGE:
+        packed = gguf.quantize(values.cpu().numpy(), gguf.GGMLQuantizationType(kind.number))
+        out.copy_(torch.from_numpy(packed.copy()).view(torch.uint8).view(out.shape))
+        return
+    flat = values.view(-1, kind.block_size)
+    counts = None
+    if importance is not None:
+        counts = importance.expand_as(values).reshape(flat.shape)
+    out.copy_(ENCODERS[kind.name](flat, counts).view(out.shape))

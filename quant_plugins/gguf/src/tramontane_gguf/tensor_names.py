@@ -81,10 +81,7 @@ class TensorNames:
                 parts = found.groupdict()
                 prefix = f"blk.{parts['layer']}." if parts.get("layer") is not None else ""
                 expert = f".{parts['expert']}" if parts.get("expert") is not None else ""
-                if role in BARE:
-                    suffix = ".bias" if role == "exp_probs_b" else ".weight"
-                else:
-                    suffix = f".{parts['suffix']}"
+                suffix = BARE[role] if role in BARE else f".{parts['suffix']}"
                 return f"{prefix}{role}{expert}{suffix}"
         return name
 

@@ -1,0 +1,2 @@
+#define ENCODE encode_avx2
+#include "encode.inl"

@@ -1,0 +1,2 @@
+#define ENCODE encode_portable
+#include "encode.inl"
