@@ -109,7 +109,7 @@ class MoE(nn.Module):
         gate_bias: bool = False,
     ) -> None:
         super().__init__()
-        self.gate = nn.Linear(hidden_size, num_experts, bias=gate_bias)
+        self.gate: nn.Module = nn.Linear(hidden_size, num_experts, bias=gate_bias)
         self.experts = experts
         self.num_experts = num_experts
         self.route = route

@@ -75,11 +75,13 @@ def save_tokenizer(directory: Path) -> None:
 
 
 def randomize(model: torch.nn.Module, seed: int = 0) -> None:
-    """Fill every parameter so that no part of the arithmetic can hide: biases are not zero, norm
-    weights not one, and logits lie well apart."""
+    """Fill every parameter, and every buffer that is stored, so that no part of the arithmetic can
+    hide: biases are not zero, norm weights not one, and logits lie well apart."""
     generator = torch.Generator().manual_seed(seed)
+    stored = model.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in stored)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in (*model.named_parameters(), *buffers):
             noise = torch.randn(parameter.shape, generator=generator)
             if parameter.dim() == 1 and "norm" in name:
                 parameter.copy_(1 + 0.2 * noise)
