@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from attrs import frozen
 
@@ -65,7 +65,7 @@ class FunctionTool:
                     f"{where}: parameter {parameter} cannot be given by name; a tool's can"
                 )
         try:
-            adapter = TypeAdapter(function)
+            adapter: TypeAdapter[Any] = TypeAdapter(cast(Any, function))
             schema = adapter.json_schema(schema_generator=_untitled())
         # An annotation that does not exist, or stands for what no JSON can say.
         except (PydanticUserError, NameError) as error:
