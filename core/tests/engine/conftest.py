@@ -44,9 +44,18 @@ def choose(state: int) -> int:
 
 
 class ToyExecutor:
-    """The model. ``hold`` makes each forward wait for ``let``; ``fail`` may raise for a batch."""
+    """The model. ``hold`` makes each forward wait for ``let``; ``fail`` may raise for a batch, when
+    all that it writes has been written.
 
-    def __init__(self, num_blocks: int = 64, block_size: int = BLOCK_SIZE) -> None:
+    A recurrent one has what led to a token from a state slot, not from the blocks. Slots that
+    nobody has written hold rubbish.
+    """
+
+    def __init__(
+        self, num_blocks: int = 64, block_size: int = BLOCK_SIZE, *, recurrent: bool = False
+    ) -> None:
+        self.recurrent = recurrent
+        self.folds = [7**i for i in range(64)]
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.states = np.zeros(num_blocks * block_size, np.uint64)
@@ -70,8 +79,6 @@ class ToyExecutor:
             self._gate.acquire()
         if self.delay_secs:
             time.sleep(self.delay_secs)
-        if self.fail is not None:
-            self.fail(batch)
         self.shapes.append(list(batch.query_lens))
         self._check(batch)
         last: list[int] = []  # state of each packed token
@@ -81,15 +88,22 @@ class ToyExecutor:
             blocks = batch.block_tables[i].numpy()[places // self.block_size].astype(np.int64)
             slots = blocks * self.block_size + places % self.block_size
             start = kv_len - query_len
-            fold = int(
-                (self.states[slots[:start]] * (2 * places[:start] + 1).astype(np.uint64)).sum()
-            )
+            if self.recurrent:
+                read, write = batch.state_slots[i].tolist()
+                fold = self.folds[read] if start else 0
+            else:
+                weights = (2 * places[:start] + 1).astype(np.uint64)
+                fold = int((self.states[slots[:start]] * weights).sum())
             for j in range(query_len):
                 position = start + j
                 state = mix(int(batch.token_ids[begin + j]), position, fold)
                 self.states[slots[position]] = state
                 fold = (fold + state * (2 * position + 1)) & _MASK
                 last.append(state)
+            if self.recurrent:
+                self.folds[write] = fold
+        if self.fail is not None:
+            self.fail(batch)
         logits = torch.zeros(len(batch.logit_rows), VOCAB_SIZE)
         for r, row in enumerate(batch.logit_rows.tolist()):
             logits[r, choose(last[row])] = 5.0
@@ -101,6 +115,10 @@ class ToyExecutor:
         assert len(set(slots)) == len(slots), "two tokens would be written to one slot"
         assert batch.query_starts.tolist() == np.cumsum([0, *batch.query_lens]).tolist()
         assert batch.context_lens.tolist() == batch.kv_lens
+        assert (batch.state_slots is not None) == self.recurrent
+        if self.recurrent:
+            states = batch.state_slots.flatten().tolist()
+            assert len(set(states)) == len(states), "two sequences share a state"
         for i, (query_len, kv_len) in enumerate(zip(batch.query_lens, batch.kv_lens, strict=True)):
             begin = int(batch.query_starts[i])
             table = batch.block_tables[i].tolist()

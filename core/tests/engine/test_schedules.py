@@ -48,12 +48,19 @@ def check_rows(scheduler: Scheduler) -> None:
     assert all(seq.row == -1 and not seq.block_ids for seq in scheduler.waiting)
 
 
+def check_states(scheduler: Scheduler) -> None:
+    """Every pair of state slots is free or a running sequence's."""
+    owned = [seq.state_slots for seq in scheduler.running] if scheduler._recurrent else []
+    slots = sorted(slot for pair in [*scheduler._free_states, *owned] for slot in pair)
+    assert slots == list(range(2 * scheduler._max_seqs))
+
+
 class Driver:
     """An engine without its thread."""
 
-    def __init__(self, toy, *, prefix_cache, max_seqs, max_step_tokens, recompute):
+    def __init__(self, toy, *, prefix_cache, max_seqs, max_step_tokens, recompute, recurrent=False):
         self.toy = toy
-        self.executor = toy.Executor(NUM_BLOCKS)
+        self.executor = toy.Executor(NUM_BLOCKS, recurrent=recurrent)
         self.max_step_tokens = max_seqs * MAX_LEN if recompute else max_step_tokens
         blocks = BlockManager(NUM_BLOCKS, toy.BLOCK_SIZE, prefix_cache=prefix_cache)
         self.scheduler = Scheduler(
@@ -62,6 +69,7 @@ class Driver:
             max_step_tokens=max_step_tokens,
             max_seq_len=MAX_LEN,
             recompute=recompute,
+            recurrent=recurrent,
         )
         self.seqs: list[Sequence] = []
 
@@ -87,6 +95,7 @@ class Driver:
         assert sum(step.query_lens) <= self.max_step_tokens
         check_blocks(self.scheduler)
         check_rows(self.scheduler)
+        check_states(self.scheduler)
         logits = self.executor.forward(step.batch)
         for seq, length in zip(step.seqs, step.query_lens, strict=True):
             self.scheduler.computed(seq, length)
@@ -123,14 +132,16 @@ OPERATIONS = st.lists(
     max_seqs=st.integers(1, 5),
     spare=st.integers(1, 20),
     recompute=st.sampled_from([False, False, False, True]),
+    recurrent=st.booleans(),
 )
-def test_random_schedules(toy, operations, prefix_cache, max_seqs, spare, recompute):
+def test_random_schedules(toy, operations, prefix_cache, max_seqs, spare, recompute, recurrent):
     driver = Driver(
         toy,
-        prefix_cache=False if recompute else prefix_cache,
+        prefix_cache=False if recompute or recurrent else prefix_cache,
         max_seqs=max_seqs,
         max_step_tokens=max_seqs + spare,
         recompute=recompute,
+        recurrent=recurrent,
     )
     for name, *arguments in operations:
         if name == "step":
@@ -153,6 +164,7 @@ def test_random_schedules(toy, operations, prefix_cache, max_seqs, spare, recomp
         else:
             assert (seq.output_ids, got, seq.finish_reason) == (ids, text, reason)
     assert driver.scheduler.blocks.num_used == 0
+    check_states(driver.scheduler)
 
 
 def test_oldest_gets_on_whatever_comes_after(toy):

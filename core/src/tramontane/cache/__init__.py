@@ -3,6 +3,7 @@
 from tramontane.cache.latent import PagedLatent
 from tramontane.cache.paged import PagedKV
 from tramontane.cache.prefix import PrefixIndex, block_key
+from tramontane.cache.recurrent import RecurrentState, StateSlots
 from tramontane.cache.specs import FullAttention, LatentAttention, SlidingAttention
 from tramontane.cache.transient import TransientAttention, TransientKV
 
@@ -12,7 +13,9 @@ __all__ = [
     "PagedKV",
     "PagedLatent",
     "PrefixIndex",
+    "RecurrentState",
     "SlidingAttention",
+    "StateSlots",
     "TransientAttention",
     "TransientKV",
     "block_key",

@@ -36,10 +36,20 @@ class BatchWriter:
         max_blocks: blocks of the longest sequence.
         max_tokens: tokens of the largest step.
         block_size: tokens a block.
+        recurrent: whether the model needs to be told the sequences' state slots.
     """
 
-    def __init__(self, *, max_seqs: int, max_blocks: int, max_tokens: int, block_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_seqs: int,
+        max_blocks: int,
+        max_tokens: int,
+        block_size: int,
+        recurrent: bool = False,
+    ) -> None:
         self._block_size = block_size
+        self._state_slots = np.empty((max_seqs, 2), np.int64) if recurrent else None
         # Untouched pages of these take no memory, so generous limits cost nothing.
         self._token_ids = np.empty(max_tokens, np.int64)
         self._positions = np.empty(max_tokens, np.int64)
@@ -95,6 +105,7 @@ class BatchWriter:
             query_lens=query_lens,
             kv_lens=kv_lens,
             seq_lens=[seq.num_tokens for seq in seqs],
+            state_slots=self._states(seqs),
         )
 
     def _pack_single_tokens(self, seqs: list[Sequence]) -> int:
@@ -139,6 +150,12 @@ class BatchWriter:
                 num_logits += 1
             begin = end
         return num_logits
+
+    def _states(self, seqs: list[Sequence]) -> Tensor | None:
+        if self._state_slots is None:
+            return None
+        self._state_slots[: len(seqs)] = [seq.state_slots for seq in seqs]
+        return torch.from_numpy(self._state_slots[: len(seqs)])
 
     def _slices(self, num_tokens: int, num_seqs: int, num_logits: int) -> _Views:
         """Tensors over the filled parts of the buffers; the last ones again when nothing but

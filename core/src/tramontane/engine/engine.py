@@ -49,7 +49,8 @@ class Engine:
             everybody waits for, longer. Must exceed ``max_seqs``. Default: 512, or twice
             ``max_seqs`` if that is more.
         prefix_cache: True to keep the blocks of finished sequences as long as there is room, a
-            number to keep those of that many sequences, False, None or 0 for no sharing.
+            number to keep those of that many sequences, False, None or 0 for no sharing. There is
+            none for a recurrent model: its state after a prefix is not kept.
         no_kv_cache: compute the whole sequence anew in each step.
         block_size: tokens a KV block; the executor's.
         seed: makes sampling without a seed of its own repeatable, by order of `sequence` calls.
@@ -93,7 +94,8 @@ class Engine:
         self._vocab_size = vocab_size
         self._max_seqs = max_seqs
         self._max_step_tokens = max_step_tokens
-        self._prefix_cache = 0 if no_kv_cache else prefix_cache or 0
+        self._recurrent = executor.recurrent
+        self._prefix_cache = 0 if no_kv_cache or self._recurrent else prefix_cache or 0
         self._no_kv_cache = no_kv_cache
         self._block_size = block_size
         self._sampler = Sampler()
@@ -259,7 +261,7 @@ class Engine:
 
     def _forward_singly(self, step: Step, error: Exception) -> Tensor:
         """Find who failed a step by running its sequences one by one. Writing the same K and V a
-        second time is harmless."""
+        second time is harmless, and so is a state, which is not written where it is read."""
         _log.warning("a step of %d sequences failed: %s", len(step.seqs), error)
         release_frames(error)
         if is_out_of_memory(error) and torch.cuda.is_available():
@@ -357,6 +359,7 @@ class Engine:
             max_step_tokens=self._max_step_tokens,
             max_seq_len=self.max_seq_len,
             recompute=self._no_kv_cache,
+            recurrent=self._recurrent,
         )
 
     def _check(self, seq: Sequence) -> None:

@@ -41,6 +41,7 @@ class LocalExecutor:
         self._device = torch.device(device)
         self._num_blocks = num_blocks
         specs: list[CacheSpec] = list(type(model).cache_specs(config))  # type: ignore[attr-defined]
+        self._recurrent = any(spec.bytes_per_seq(dtype) for spec in specs)
         self._model: Any = model.eval()
         self._caches: list[LayerCache] = [
             spec.allocate(
@@ -56,6 +57,10 @@ class LocalExecutor:
     @property
     def num_blocks(self) -> int:
         return self._num_blocks
+
+    @property
+    def recurrent(self) -> bool:
+        return self._recurrent
 
     @property
     def cache_nbytes(self) -> int:

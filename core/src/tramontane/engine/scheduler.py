@@ -49,6 +49,8 @@ class Scheduler:
         max_seq_len: tokens of the longest sequence.
         recompute: compute every sequence anew in each step (``no_kv_cache``); blocks then serve
             within a step only.
+        recurrent: layers keep a state of each sequence. Every running one then owns two slots
+            for it, of which the first holds the state and the second receives the next.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Scheduler:
         max_step_tokens: int,
         max_seq_len: int,
         recompute: bool = False,
+        recurrent: bool = False,
     ) -> None:
         self.blocks = blocks
         self.waiting: list[Sequence] = []
@@ -67,11 +70,14 @@ class Scheduler:
         self._max_seqs = max_seqs
         self._max_step_tokens = max_seqs * max_seq_len if recompute else max_step_tokens
         self._recompute = recompute
+        self._recurrent = recurrent
+        self._free_states = [(2 * i, 2 * i + 1) for i in reversed(range(max_seqs))]
         self._writer = BatchWriter(
             max_seqs=max_seqs,
             max_blocks=blocks.blocks_for(max_seq_len),
             max_tokens=self._max_step_tokens,
             block_size=blocks.block_size,
+            recurrent=recurrent,
         )
 
     @property
@@ -111,6 +117,7 @@ class Scheduler:
     def computed(self, seq: Sequence, num_tokens: int) -> None:
         """The forward has put ``num_tokens`` more tokens of ``seq`` into the cache."""
         seq.num_computed += num_tokens
+        seq.state_slots = seq.state_slots[::-1]
         self.blocks.computed(seq)
         if self._recompute and not seq.num_pending:
             seq.num_computed = 0
@@ -180,6 +187,8 @@ class Scheduler:
             seq.timings.scheduled = time.perf_counter()
             seq.num_cached_tokens = seq.num_computed
         seq.status = Status.RUNNING
+        if self._recurrent:
+            seq.state_slots = self._free_states.pop()
         row = bisect_left(self.running, seq.arrival, key=_arrival)
         self._writer.insert_row(row, len(self.running), seq.block_ids)
         self.running.insert(row, seq)
@@ -190,6 +199,9 @@ class Scheduler:
         del self.running[seq.row]
         self._renumber(seq.row)
         seq.row = -1
+        if self._recurrent:
+            self._free_states.append(seq.state_slots)
+            seq.state_slots = (-1, -1)
 
     def _renumber(self, start: int) -> None:
         for row in range(start, len(self.running)):

@@ -29,7 +29,10 @@ class ForwardBatch:
         seq_lens: tokens of each sequence known so far, which for a chunk of a long prompt is more
             than ``kv_lens``; None when equal. Length-dependent RoPE goes by it, so that a prompt
             in chunks is computed as the whole would be.
-        state_slots: [B] int64, slot of each sequence's recurrent state; None when no layer has one.
+        state_slots: [B, 2] int64, where each sequence's recurrent state is read and where the new
+            one is written; two places, so that a step may be run again. Nothing is read for a
+            sequence whose ``query_lens`` and ``kv_lens`` are equal: it begins, and its state is
+            zero. None when no layer has a state.
         embeddings: [T, hidden] in place of the token embedding, where another modality supplied
             rows; None for pure text.
     """

@@ -17,6 +17,12 @@ class Executor(Protocol):
         """KV blocks available to the scheduler."""
         ...
 
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layer keeps a state of each sequence (`ForwardBatch.state_slots`). What a
+        prefix left in it is gone once more tokens follow, so prefixes cannot be shared."""
+        ...
+
     def forward(self, batch: ForwardBatch) -> Tensor:
         """One step: logits [R, vocab] in float32 for ``batch.logit_rows``."""
         ...
