@@ -29,6 +29,7 @@ from tramontane.nn.norm import RMSNorm
 from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear, PackedStack
 from tramontane.nn.rope import RopeParameters, read_rope_parameters
 from tramontane.nn.rotary import AdjacentRope, Rope, Rotary, rotary_from_config
+from tramontane.nn.ssm import Mamba2
 
 __all__ = [
     "ACTIVATIONS",
@@ -48,6 +49,7 @@ __all__ = [
     "GatedMLP",
     "LatentSelfAttention",
     "LayerNorm",
+    "Mamba2",
     "MoE",
     "PackedEmbedding",
     "PackedExpertLinear",

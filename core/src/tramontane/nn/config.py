@@ -29,6 +29,9 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "tuple[str, ...]": (list, tuple),
 }
 
+_UNBOUNDED = {"Infinity": float("inf"), "-Infinity": float("-inf")}
+"""What JSON cannot say, and transformers 5 writes as ``{"__float__": "Infinity"}``."""
+
 
 def read(
     cls: type[Config],
@@ -81,6 +84,8 @@ def check_type(key: str, value: Any, annotation: Any) -> Any:
     accepted = _TYPES.get(wanted)
     if accepted is None:
         return value
+    if wanted == "float" and isinstance(value, Mapping):
+        value = _UNBOUNDED.get(str(value.get("__float__")), value)
     fits = isinstance(value, accepted) and (wanted == "bool" or not isinstance(value, bool))
     if not fits:
         raise ConfigError(f"{key} is {value!r}; expected {wanted}")

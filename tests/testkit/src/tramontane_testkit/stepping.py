@@ -12,12 +12,15 @@ from torch import Tensor
 
 from tramontane.protocols import ForwardBatch
 
+_NUM_SEQS = 16
+
 
 @define
 class _Sequence:
-    """Tokens known, tokens computed, blocks held."""
+    """Tokens known, tokens computed, blocks and state slots held."""
 
     token_ids: list[int]
+    state_slots: tuple[int, int]
     num_computed: int = 0
     block_ids: list[int] = field(factory=list)
 
@@ -25,7 +28,7 @@ class _Sequence:
 class Stepper:
     """A model, its caches and some sequences.
 
-    Blocks are handed out in a shuffled order, so nothing can rely on neighbours.
+    Blocks and state slots are handed out in a shuffled order, so nothing can rely on neighbours.
 
     Args:
         model: an architecture with its weights.
@@ -51,7 +54,7 @@ class Stepper:
             spec.allocate(
                 num_blocks=num_blocks,
                 block_size=block_size,
-                num_seqs=16,
+                num_seqs=_NUM_SEQS,
                 dtype=dtype,
                 device=self._device,
             )
@@ -59,21 +62,24 @@ class Stepper:
         ]
         self._free = list(range(num_blocks))
         random.Random(0).shuffle(self._free)
+        states = random.Random(1).sample(range(2 * _NUM_SEQS), 2 * _NUM_SEQS)
+        self._free_states = list(zip(states[::2], states[1::2], strict=True))
         self._sequences: dict[str, _Sequence] = {}
 
     def add(self, name: str, token_ids: Sequence[int]) -> None:
         """A new sequence, of which nothing is computed yet."""
-        self._sequences[name] = _Sequence(list(token_ids))
+        self._sequences[name] = _Sequence(list(token_ids), self._free_states.pop(0))
 
     def append(self, name: str, token_id: int) -> None:
         """One more token of a sequence."""
         self._sequences[name].token_ids.append(token_id)
 
     def remove(self, name: str) -> list[int]:
-        """Forget a sequence and give its blocks back, to be used by others next. Returns its
-        tokens."""
+        """Forget a sequence and give its blocks and slots back, to be used by others next.
+        Returns its tokens."""
         sequence = self._sequences.pop(name)
         self._free[:0] = sequence.block_ids
+        self._free_states.insert(0, sequence.state_slots)
         return sequence.token_ids
 
     @torch.inference_mode()
@@ -109,6 +115,7 @@ class Stepper:
         tables: list[list[int]] = []
         lengths: list[int] = []
         known: list[int] = []
+        states: list[tuple[int, int]] = []
         size = self._block_size
         for name, count in counts.items():
             sequence = self._sequences[name]
@@ -123,6 +130,8 @@ class Stepper:
             lengths.append(stop)
             known.append(len(sequence.token_ids))
             sequence.num_computed = stop
+            states.append(sequence.state_slots)
+            sequence.state_slots = sequence.state_slots[::-1]
         width = max(map(len, tables))
         padded = [table + [-1] * (width - len(table)) for table in tables]
         starts = [0]
@@ -143,4 +152,5 @@ class Stepper:
             query_lens=list(counts.values()),
             kv_lens=lengths,
             seq_lens=known,
+            state_slots=tensor(states, torch.int64),
         )
