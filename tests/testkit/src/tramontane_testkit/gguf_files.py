@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from tramontane_testkit.gguf_granite import granite_settings, granite_tensors
 from tramontane_testkit.models import (
     BOS,
     CHAT_TEMPLATE,
@@ -27,7 +28,7 @@ from tramontane_testkit.models import (
 )
 
 _EXPERT = re.compile(r"(?P<stem>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+\.weight)")
-_ADJACENT_PAIRS = frozenset({"llama", "smollm3", "granite"})
+_ADJACENT_PAIRS = frozenset({"llama", "smollm3", "granite", "granitehybrid"})
 _PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3"})
 
 _SAME: Mapping[str, str] = {
@@ -72,7 +73,13 @@ def gguf_of(directory: Path, path: Path, architecture: str) -> Path:
     writer = gguf.GGUFWriter(str(path), architecture)
     tensors = load_file(directory / "model.safetensors")
     for key, value in _settings(config, architecture).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](f"{architecture}.{key}", value)
     _add_tokenizer(writer)
     for name, array in _renamed(tensors, config, architecture).items():
@@ -114,6 +121,8 @@ def _settings(config: Mapping[str, Any], architecture: str) -> dict[str, Any]:
         if kind == "longrope":
             ratio = config["max_position_embeddings"] / original
             found["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(ratio) / math.log(original))
+    if architecture.startswith("granite"):
+        found |= granite_settings(config)
     return found
 
 
@@ -127,8 +136,11 @@ def _renamed(
     names = gguf.get_tensor_name_map(kinds[architecture], config["num_hidden_layers"])
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
     result: dict[str, np.ndarray] = {}
-    experts = _gpt_oss_experts if architecture == "gpt-oss" else _stacked
-    for name, array in experts(tensors).items():
+    if architecture == "gpt-oss":
+        tensors = _gpt_oss_experts(tensors)
+    elif architecture.startswith("granite"):
+        tensors = granite_tensors(tensors, config)
+    for name, array in _stacked(tensors).items():
         if name == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         module, _, suffix = name.rpartition(".")
@@ -140,7 +152,7 @@ def _renamed(
             array = array + 1
         stem = names.get_name(module)
         assert stem is not None, f"the gguf package knows no {name} in {architecture}"
-        result[f"{stem}.{suffix}"] = array
+        result[f"{stem}.{suffix}".removesuffix(".")] = array
     rope = config["rope_parameters"]
     for length in ("long", "short"):
         if rope.get(f"{length}_factor"):
