@@ -60,6 +60,12 @@ class TestDeepseekV2(ArchitectureContract):
         "yarn": {"q_lora_rank": 12, **yarn(0.707, 0.707)},
         "yarn, two temperatures": yarn(0.5, 1.2),
     }
+    gguf_architecture = "deepseek2"
+    gguf_cases = ("no query latent", "query latent, groups, tied", "yarn")
+    llama_cpp_differs: ClassVar = {
+        "query latent, groups, tied": "llama.cpp takes a group's two best experts for its score, "
+        "as V3 does; the reference takes the best one",
+    }
 
 
 MINIMAL: dict[str, Any] = {

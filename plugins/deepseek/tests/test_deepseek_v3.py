@@ -49,6 +49,8 @@ class TestDeepseekV3(ArchitectureContract):
         "weights as they are, no query latent": {"norm_topk_prob": False, "q_lora_rank": None},
         "halves rotated, biases": {"rope_interleave": False, "attention_bias": True},
     }
+    gguf_architecture = "deepseek2"
+    gguf_cases = ("groups", "no groups, yarn", "weights as they are, no query latent")
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ from attrs import frozen
 from torch import Tensor
 
 from tramontane.errors import CheckpointError
-from tramontane.protocols import EmbeddedTokenizer, PackedWeight
+from tramontane.protocols import Checkpoint, EmbeddedTokenizer, PackedWeight
 from tramontane_gguf.blocks import GgmlWeight, plain
 from tramontane_gguf.container import Container, TensorInfo, read
 from tramontane_gguf.families import Family, family_of
+from tramontane_gguf.latent import DEEPSEEK, latent_settings, with_joined_heads
 from tramontane_gguf.mamba import GRANITE, as_in_hugging_face, granite_settings
 from tramontane_gguf.metadata import Metadata, config_of
 from tramontane_gguf.tensor_names import CONSUMED, TensorNames, half_rotation_order, parse
@@ -27,7 +28,7 @@ _FACTOR_LIMIT = 4096
 class GgufFormat:
     """The ``.gguf`` checkpoint format."""
 
-    def open(self, files: Sequence[Path]) -> GgufCheckpoint:
+    def open(self, files: Sequence[Path]) -> Checkpoint:
         """Open one model: a single file, all shards in any order, or one shard whose siblings lie
         beside it.
 
@@ -38,7 +39,8 @@ class GgufFormat:
             raise CheckpointError("no GGUF file was given")
         paths = list(dict.fromkeys(Path(file) for file in files))
         containers = [read(path) for path in _with_siblings(paths)]
-        return GgufCheckpoint(_in_order(containers))
+        names = [name for container in containers for name in container.tensors]
+        return with_joined_heads(GgufCheckpoint(_in_order(containers)), names)
 
 
 def _with_siblings(paths: list[Path]) -> list[Path]:
@@ -147,6 +149,8 @@ class GgufCheckpoint:
             config |= granite_settings(
                 self._meta, f"{family.name}.", names, num_layers=config["num_hidden_layers"]
             )
+        elif family.architecture == DEEPSEEK:
+            config |= latent_settings(self._meta, f"{family.name}.", names)
         return config
 
     def tokenizer(self) -> EmbeddedTokenizer | None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from tramontane_testkit.gguf_deepseek import deepseek_settings, deepseek_tensors
 from tramontane_testkit.gguf_granite import granite_settings, granite_tensors
 from tramontane_testkit.models import (
     BOS,
@@ -59,20 +60,25 @@ def tiny_gguf(path: Path, seed: int = 0, **overrides: Any) -> Path:
         return gguf_of(tiny_llama(Path(directory), seed, **overrides), path, "llama")
 
 
-def gguf_of(directory: Path, path: Path, architecture: str) -> Path:
+def gguf_of(directory: Path, path: Path, architecture: str, *, halves: bool = True) -> Path:
     """Convert a directory of `tramontane_testkit.models.save_hf` to one file in F32; the file.
 
     Args:
         directory: ``config.json`` and ``model.safetensors``.
         path: the file to write.
         architecture: value of ``general.architecture``.
+        halves: for ``deepseek2``, see `tramontane_testkit.gguf_deepseek.deepseek_tensors`.
     """
     import gguf
 
     config = json.loads((directory / "config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(str(path), architecture)
     tensors = load_file(directory / "model.safetensors")
-    for key, value in _settings(config, architecture).items():
+    settings = _settings(config, architecture)
+    if architecture == "deepseek2":
+        settings |= deepseek_settings(config, halves=halves)
+        tensors = deepseek_tensors(tensors, config, halves=halves)
+    for key, value in settings.items():
         add = {
             bool: writer.add_bool,
             int: writer.add_uint32,
