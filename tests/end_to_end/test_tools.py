@@ -108,3 +108,16 @@ def test_several_answers_would_have_several_histories(demo: Runner) -> None:
 def test_a_template_without_tools_says_so(runner: Runner) -> None:
     with pytest.raises(TemplateError, match="tool_choice"):
         runner.send_chat_completion_request(ChatCompletionRequest("Hi", tool_schemas=[ADD]))
+
+
+def test_a_result_beyond_the_context_harms_nothing() -> None:
+    def much(name: str, arguments: dict[str, Any]) -> str:
+        return "42 " * 100_000
+
+    demo = Which.Plain(model_id="tramontane/demo")
+    with Runner(which=demo, tool_callbacks={"add": much}) as runner:
+        response = answer(runner)
+        (run,) = response.executed_tool_calls or []
+        assert run.is_error
+        assert "300,000 characters" in run.result
+        assert response.choices[0].finish_reason == "stop"

@@ -14,6 +14,7 @@
     │   └── MemoryPlanError         weights and cache do not fit; says what would
     ├── RequestError                this request cannot be served; others go on
     │   ├── ValidationError         a value of the request is out of range
+    │   │   └── PromptTooLongError  the context does not hold the prompt and an answer
     │   ├── TemplateError           the chat template is absent, invalid or refused
     │   ├── ModelNotFoundError      no model of that id
     │   └── ModelKindError          the model serves another kind of request
@@ -38,6 +39,7 @@ __all__ = [
     "ModelNotFoundError",
     "PluginConflictError",
     "PluginError",
+    "PromptTooLongError",
     "RequestError",
     "SourceError",
     "TemplateError",
@@ -93,6 +95,10 @@ class RequestError(TramontaneError):
 
 class ValidationError(RequestError):
     """A value of the request is out of range or contradicts another."""
+
+
+class PromptTooLongError(ValidationError):
+    """The context does not hold the prompt and an answer."""
 
 
 class TemplateError(RequestError):

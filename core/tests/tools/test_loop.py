@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tramontane.api import ChatCompletionRequest, ChatCompletionResponse
-from tramontane.errors import ValidationError
+from tramontane.errors import PromptTooLongError, ValidationError
 from tramontane.hooks import ToolSource
 from tramontane.text.chat_template import ChatTemplate
 from tramontane.tools.loop import ToolStream
@@ -237,6 +237,20 @@ def test_a_forced_call_is_forced_once() -> None:
     request = ChatCompletionRequest("1+1?", tool_schemas=[schema("add")], tool_choice="required")
     ToolStream(request, script.start, ToolRegistry({"add": add}), 4).collect()
     assert script.requests[1].tool_choice == "auto"
+
+
+def test_a_result_that_does_not_fit_is_told_of() -> None:
+    script = Script([call("much"), "So much."], room=1000)
+    stream = stream_of(script, {"much": lambda name, arguments: "x" * 5000}, offered=("much",))
+    response = stream.collect()
+    told = "ERROR: the result, 5,000 characters, is longer than there is room for; ask for less"
+    assert script.results == [told]
+    (run,) = response.executed_tool_calls or []
+    assert (run.result, run.is_error) == (told, True)
+    assert (response.tool_messages or [])[1]["content"] == told
+    stubborn = Script([call("much"), ""], room=10)
+    with pytest.raises(PromptTooLongError):
+        stream_of(stubborn, {"much": lambda *_: "x" * 5000}, offered=("much",)).collect()
 
 
 # -- tools from plug-ins -----------------------------------------------------------------------

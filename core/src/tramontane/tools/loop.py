@@ -22,9 +22,12 @@ from tramontane.api import (
     ToolChoice,
     Usage,
 )
+from tramontane.errors import PromptTooLongError
 from tramontane.pipeline.answers import joined_usage
 from tramontane.pipeline.stream import GenerationStream
 from tramontane.tools.registry import ToolRegistry
+
+TOO_LONG = "ERROR: the result, {:,} characters, is longer than there is room for; ask for less"
 
 Turn = GenerationStream[ChatCompletionChunkResponse, ChatCompletionResponse]
 
@@ -130,8 +133,8 @@ class ToolStream:
                 if not calls:
                     return
                 executed = await asyncio.to_thread(self._run, calls)
-                yield self._told(response, executed)
                 await asyncio.to_thread(self._next_turn, response, executed)
+                yield self._told(response, executed)
         finally:
             self.close()
 
@@ -161,8 +164,8 @@ class ToolStream:
             executed = self._run(calls)
             if self._closed.done():
                 return
-            yield self._told(response, executed)
             self._next_turn(response, executed)
+            yield self._told(response, executed)
 
     def _calls_to_run(self, response: ChatCompletionResponse) -> list[ToolCallResponse]:
         """The calls of an ended turn, or none when the turn is handed to the caller."""
@@ -178,12 +181,24 @@ class ToolStream:
         return self._tools.run(calls, self._round, self._closed)
 
     def _next_turn(self, response: ChatCompletionResponse, done: list[ExecutedToolCall]) -> None:
-        """Take calls and results into the history and ask for the next turn."""
+        """Take calls and results into the history and ask for the next turn. Results that the
+        context does not hold are replaced by a word on their length."""
+        earlier = list(self._messages)
         self._messages += _round_messages(response, done)
         self._executed += done
         self._usages.append(response.usage)
         self._round += 1
         self._num_calls += len(done)
+        try:
+            self._ask()
+        except PromptTooLongError:
+            for run in done:
+                run.result, run.is_error = TOO_LONG.format(len(run.result)), True
+            self._messages = [*earlier, *_round_messages(response, done)]
+            self._ask()
+
+    def _ask(self) -> None:
+        """Ask for the turn that follows the history so far."""
         history = self._request.messages
         if isinstance(history, str):
             history = [{"role": "user", "content": history}]

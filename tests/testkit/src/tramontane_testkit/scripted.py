@@ -10,6 +10,7 @@ from attrs import define, field
 from tramontane.api import ChatCompletionRequest
 from tramontane.engine.output import Delta, OutputQueue
 from tramontane.engine.sequence import Timings
+from tramontane.errors import PromptTooLongError
 from tramontane.pipeline.answers import ChatAnswer
 from tramontane.pipeline.stream import GenerationStream
 from tramontane.text.tool_calls.json_calls import Hermes
@@ -35,14 +36,23 @@ class Ended:
 
 @define
 class Script:
-    """A model that says one text a turn, and what it was asked. ``hangs`` leaves turns open."""
+    """A model that says one text a turn, and what it was asked.
+
+    Attributes:
+        hangs: leaves turns open.
+        room: characters of a message that it takes.
+    """
 
     turns: list[str]
     hangs: bool = False
+    room: int = 10**9
     requests: list[ChatCompletionRequest] = field(factory=list)
     canceled: int = 0
 
     def start(self, request: ChatCompletionRequest) -> GenerationStream[Any, Any]:
+        said = request.messages if isinstance(request.messages, list) else []
+        if any(len(message["content"]) > self.room for message in said):
+            raise PromptTooLongError("the prompt has too many tokens")
         self.requests.append(request)
         text = self.turns[len(self.requests) - 1]
         output = OutputQueue(stream=request.stream)
