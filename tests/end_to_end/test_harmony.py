@@ -156,8 +156,34 @@ def test_effort_reaches_the_prompt(runner: Runner) -> None:
     assert length(reasoning_effort="high") == low + 1
 
 
-def test_a_grammar_holds_the_final_channel_alone(runner: Runner) -> None:
+@pytest.mark.parametrize("head", ["", " <|constrain|>json"])
+def test_a_grammar_holds_the_final_channel_alone(runner: Runner, head: str) -> None:
+    final = f"<|channel|>final{head}<|message|>It is **4**.<|return|>"
     request = {"grammar_type": "regex", "grammar": r"It is \*\*\d\*\*\."}
-    message = ask(runner, THINK + ANSWER, **request).choices[0].message
+    message = ask(runner, THINK + final, **request).choices[0].message
     assert message.content == "It is **4**."
     assert message.reasoning_content == "They want 4."
+    wrong = final.replace("4", "x")
+    held = ask(runner, wrong, max_tokens=40, **request).choices[0].message.content or ""
+    assert held.startswith("It is **")
+    assert "x" not in held
+
+
+def test_a_call_may_be_forced_and_thought_about(runner: Runner) -> None:
+    request = {"tool_schemas": [WEATHER], "tool_choice": "required"}
+    (choice,) = ask(runner, THINK + CALL, **request).choices
+    assert choice.message.reasoning_content == "They want 4."
+    (made,) = choice.message.tool_calls or []
+    assert (made.function.name, choice.finish_reason) == ("weather", "tool_calls")
+    held = ask(runner, THINK + ANSWER, max_tokens=60, **request).choices[0]
+    assert not held.message.content  # "final" was not to be had
+
+
+def test_strict_tools_and_answers_go_together(runner: Runner) -> None:
+    strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    assert ask(runner, THINK + ANSWER, tool_schemas=[strict]).choices[0].message.content
+    (made,) = ask(runner, THINK + CALL, tool_schemas=[strict]).choices[0].message.tool_calls or []
+    assert json.loads(made.function.arguments) == {"city": "Paris"}
+    wrong = CALL.replace('"Paris"', "17")
+    held = ask(runner, wrong, tool_schemas=[strict], max_tokens=70).choices[0].message
+    assert "17" not in (held.content or "")

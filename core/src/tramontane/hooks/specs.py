@@ -158,14 +158,11 @@ class ToolFormatSpec(Spec):
             formats that fit, the one with most text in its markers is chosen.
         tokens: special tokens that calls are written with; they are not left out of the text.
         whole_answer: the format shapes every answer, also where no tools are offered.
-        answer_begins: with ``whole_answer``, the text after which the answer itself comes; a
-            grammar of the request begins there.
     """
 
     markers: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
     whole_answer: bool = False
-    answer_begins: str | None = None
 
 
 @frozen(kw_only=True)

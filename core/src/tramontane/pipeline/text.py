@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -21,7 +21,7 @@ from tramontane.engine.engine import Engine
 from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
-from tramontane.errors import TemplateError, UnsupportedError, ValidationError
+from tramontane.errors import PromptTooLongError, TemplateError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind, ToolFormatSpec
 from tramontane.loading.live_weights import LiveWeights, in_situ_settings
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
@@ -29,16 +29,11 @@ from tramontane.loading.plan import CacheRequest
 from tramontane.nn.rope import rope_regime
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
+from tramontane.pipeline.turn_grammar import forces_call, turn_grammar
 from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
 from tramontane.sampling.constraint import Constraint, Prelude
-from tramontane.text.grammar import (
-    GrammarCompiler,
-    answer_grammar,
-    regex_grammar,
-    text_with_calls,
-    with_calls,
-)
+from tramontane.text.grammar import GrammarCompiler, answer_grammar
 from tramontane.text.messages import text_messages
 from tramontane.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from tramontane.text.tool_calls import choose_format, shown_tokens
@@ -165,7 +160,7 @@ class TextPipeline:
         """
         self._refuse_unserved(request)
         offered = request.tool_schemas and request.tool_choice is not ToolChoice.NoTools
-        if offered or _forces_call(request):
+        if offered or forces_call(request):
             raise UnsupportedError(
                 "a text is continued without tools: send a chat request, or leave out "
                 "tool_schemas and tool_choice"
@@ -266,60 +261,16 @@ class TextPipeline:
         found = choose_format(self._plugins.specs("tool_formats"), source)
         used = found is not None and (bool(tools) or found.whole_answer)
         spec = found if used else None
-        grammar = self._grammar(request, tools or [], spec)
+        grammar = turn_grammar(
+            request,
+            tools or [],
+            calls=None if spec is None else self._plugins.resolve(spec),
+            whole_answer=spec is not None and spec.whole_answer,
+            mark=self._grammars.mark,
+            model_id=self.model_id,
+        )
         prelude = None if grammar is None else self._prelude(request, source, prompt, spec)
         return _Turn(source, prompt, tools or [], spec, grammar, prelude)
-
-    def _grammar(
-        self,
-        request: ChatCompletionRequest,
-        tools: list[dict[str, Any]],
-        spec: ToolFormatSpec | None,
-    ) -> str | None:
-        """What the answer must be: the request's grammar, a tool call, or either."""
-        answer = answer_grammar(request)
-        choice = request.tool_choice
-        forced = _forces_call(request)
-        apart = spec is not None and spec.whole_answer
-        strict = answer is None and any(tool["function"].get("strict") is True for tool in tools)
-        if strict and not forced:
-            return self._strict_grammar(tools, spec)
-        if not forced and (answer is None or not tools or apart):
-            return answer
-        if not tools:
-            raise ValidationError(f"tool_choice {choice} needs tool_schemas to choose from")
-        if isinstance(choice, Mapping):
-            name = choice["function"]["name"]
-            tools = [tool for tool in tools if tool["function"]["name"] == name]
-            if not tools:
-                raise ValidationError(f"tool_choice names {name!r}, which no tool_schema describes")
-        rules: str | None = None
-        if spec is not None:
-            rules = self._plugins.resolve(spec).call_grammar(tools, self._grammars.mark)
-        if rules is None:
-            raise UnsupportedError(
-                f"{self.model_id} writes tool calls in a form that no grammar covers here: use "
-                f"tool_choice auto, and grammar or response_format only without tools"
-            )
-        return with_calls(rules, None if forced else answer)
-
-    def _strict_grammar(self, tools: list[dict[str, Any]], spec: ToolFormatSpec | None) -> str:
-        """Any answer, in which calls of strict tools have arguments as their schemas want them."""
-        calls = None if spec is None else self._plugins.resolve(spec)
-        loose = [tool if tool["function"].get("strict") is True else _loose(tool) for tool in tools]
-        grammar: str | None = None
-        if calls is not None and calls.TRIGGER:
-            rules = partial(calls.call_grammar, loose)
-            grammar = text_with_calls(rules, self._grammars.mark, calls.TRIGGER)
-        elif calls is not None and calls.NO_CALL:
-            rules = calls.call_grammar(loose, self._grammars.mark)
-            grammar = None if rules is None else with_calls(rules, regex_grammar(calls.NO_CALL))
-        if grammar is None:
-            raise UnsupportedError(
-                f"{self.model_id} writes tool calls in a form in which strict schemas cannot be "
-                f"enforced here: leave out strict"
-            )
-        return grammar
 
     def _prelude(
         self,
@@ -330,9 +281,7 @@ class TextPipeline:
     ) -> Prelude | None:
         """What comes before the grammar: the reasoning, if this model thinks."""
         if spec is not None and spec.whole_answer:
-            return (
-                None if spec.answer_begins is None else Prelude(spec.answer_begins.encode(), True)
-            )
+            return None  # the grammar covers it
         splitter = ReasoningSplitter.for_prompt(source, prompt)
         if splitter is None:
             return None
@@ -374,7 +323,7 @@ class TextPipeline:
         if len(prompt_ids) < limit:
             return prompt_ids
         if not request.truncate_sequence:
-            raise ValidationError(
+            raise PromptTooLongError(
                 f"the prompt has {len(prompt_ids)} tokens, and the context holds {limit} with the "
                 f"answer: shorten it, or set truncate_sequence=True to keep its end"
             )
@@ -435,16 +384,6 @@ class TextPipeline:
         self._engine.submit(sequences)
         engine = self._engine
         return GenerationStream(output, answer, lambda: engine.cancel(sequences))
-
-
-def _forces_call(request: ChatCompletionRequest | CompletionRequest) -> bool:
-    """Whether the model must call a tool."""
-    return request.tool_choice not in (None, ToolChoice.Auto, ToolChoice.NoTools)
-
-
-def _loose(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool whose arguments may be any object."""
-    return {"function": {"name": tool["function"]["name"], "parameters": {"type": "object"}}}
 
 
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:

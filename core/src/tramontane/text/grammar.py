@@ -25,6 +25,8 @@ CACHED = 64
 ANSWER = "answer"
 """Name of the request's own grammar beside one of tool calls, if it has none."""
 
+_ANY_TEXT = r"ANY_TEXT: /(.|\n)*/"
+
 
 def answer_grammar(request: ChatCompletionRequest | CompletionRequest) -> str | None:
     """llguidance's form of what a request wants its answer to be; None for any text.
@@ -78,6 +80,26 @@ def with_calls(call_rules: str, answer: str | None) -> str:
     return json.dumps({"grammars": [calls, *others]})
 
 
+def whole_turn(turn_rules: str, call_rules: str | None, answer: str | None) -> str:
+    """A grammar of turns that are more than their answer.
+
+    Args:
+        turn_rules: Lark rules with the entry ``start``, which may use ``answer``, ``tool_call`` and
+            ``ANY_TEXT``.
+        call_rules: Lark rules with the entry ``tool_call``; None when there are no calls.
+        answer: llguidance's form of the answer; None for any text.
+    """
+    others: list[dict[str, Any]] = []
+    content = "ANY_TEXT"
+    if answer is not None:
+        others = json.loads(answer)["grammars"]
+        others[0].setdefault("name", ANSWER)
+        content = f"@{others[0]['name']}"
+    lines = [turn_rules, f"answer: {content}", _ANY_TEXT, call_rules or ""]
+    turn = {"name": "turn", "lark_grammar": "\n".join(lines)}
+    return json.dumps({"grammars": [turn, *others]})
+
+
 def text_with_calls(
     call_grammar: Callable[[Callable[[str], str]], str | None],
     mark: Callable[[str], str],
@@ -101,7 +123,7 @@ def text_with_calls(
     rules = call_grammar(with_text)
     if rules is None:
         return None
-    lines = ["start: tool_call* ANY_TEXT", r"ANY_TEXT: /(.|\n)*/", rules]
+    lines = ["start: tool_call* ANY_TEXT", _ANY_TEXT, rules]
     if not special:
         lines.append(f"call_begins[lazy]: ANY_TEXT {marked}")
     return json.dumps({"grammars": [{"name": "calls", "lark_grammar": "\n".join(lines)}]})

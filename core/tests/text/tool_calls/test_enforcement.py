@@ -13,6 +13,7 @@ from tramontane.text.grammar import (
     GrammarCompiler,
     regex_grammar,
     text_with_calls,
+    whole_turn,
     with_calls,
 )
 from tramontane.text.tokenizer import Tokenizer
@@ -111,6 +112,25 @@ def test_strict_calls_that_can_only_begin_the_answer() -> None:
         assert passes(grammar, text), text
     for text in spoilt(CALLS["llama"]):
         assert not passes(grammar, text), text
+
+
+def test_a_turn_whose_answer_is_only_its_last_part() -> None:
+    calls = calls_of("harmony")
+    rules = calls.call_grammar(TOOLS, COMPILER.mark)
+    thought = "<|channel|>analysis<|message|>a <b> c.\n<|end|><|start|>assistant"
+    final, call = "<|channel|>final<|message|>{}", CALLS["harmony"]
+
+    turn = calls.turn_grammar(COMPILER.mark, endings=["answer", "tool_call"])
+    either = whole_turn(turn, rules, regex_grammar("[0-9]+"))
+    for text in (final.format(42), thought + thought + final.format(42), call, thought + call):
+        assert passes(either, text), text
+    for text in ("42", thought, final.format("x"), *map(thought.__add__, spoilt(call))):
+        assert not passes(either, text), text
+
+    turn = calls.turn_grammar(COMPILER.mark, endings=["tool_call"])
+    forced = whole_turn(turn, rules, None)
+    assert passes(forced, thought + call)
+    assert not passes(forced, thought + final.format("Hello."))
 
 
 def test_markers_are_special_tokens_where_there_are_such() -> None:

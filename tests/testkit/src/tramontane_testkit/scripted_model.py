@@ -21,7 +21,7 @@ from tramontane import Runner, Which
 from tramontane.cache import FullAttention
 from tramontane.hooks import ArchitectureSpec, hookimpl
 from tramontane.protocols import CacheSpec, ForwardBatch, LayerCache, WeightRule
-from tramontane_testkit.models import byte_tokenizer
+from tramontane_testkit.models import EOS, byte_tokenizer
 
 
 @frozen
@@ -37,7 +37,8 @@ class _Config:
 
 
 class ScriptedModel(nn.Module):
-    """Says ``script`` token by token, whatever it is asked; one request at a time."""
+    """Says ``script`` token by token, whatever it is asked, then its end of sequence; one request
+    at a time."""
 
     script: ClassVar[list[int]] = []
 
@@ -59,7 +60,7 @@ class ScriptedModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         out = self.bias.repeat(len(hidden), 1)  # [N, vocab]
         for row in out:
-            row[self.script.pop(0)] = 100.0
+            row[self.script.pop(0) if self.script else EOS] = 100.0
         return out
 
 

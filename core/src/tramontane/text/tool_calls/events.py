@@ -99,3 +99,15 @@ class ToolFormat(Protocol):
             mark: for the format's markers.
         """
         ...
+
+    @classmethod
+    def turn_grammar(cls, mark: Mark, *, endings: Sequence[str]) -> str | None:
+        """Lark rules for a whole turn, the entry being ``start``, of a format with
+        ``whole_answer``; None if they cannot be told.
+
+        Args:
+            mark: for the format's markers.
+            endings: what may come after the reasoning, of ``answer`` and ``tool_call``: rules
+                that stand beside these, with ``ANY_TEXT`` for text without special tokens.
+        """
+        ...

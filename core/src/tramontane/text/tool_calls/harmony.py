@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 
 from tramontane.text.tool_calls.events import Mark, Tools
 from tramontane.text.tool_calls.grammar import json_arguments, literal, rules, signatures
@@ -83,3 +84,20 @@ class Harmony(CallReader):
         ]
         head = f'{mark("<|channel|>")} "commentary"'
         return rules(f"tool_call: {head} a_call", "a_call: " + " | ".join(calls))
+
+    @classmethod
+    def turn_grammar(cls, mark: Mark, *, endings: Sequence[str]) -> str | None:
+        channel, message, constrain = map(mark, ("<|channel|>", cls.MESSAGE, "<|constrain|>"))
+        end = mark("<|end|>")
+        rest = "thought_text" if end.startswith('"') else f"ANY_TEXT {end}"
+        ways = {
+            "answer": f'{channel} "final" (" "? {constrain} /[a-z]+/)? {message} answer',
+            "tool_call": "tool_call",
+        }
+        return rules(
+            f"start: thought* ({' | '.join(ways[ending] for ending in endings)})",
+            f'thought: {channel} ("analysis" | "commentary") {message} {rest} '
+            f'{mark("<|start|>")} "assistant"',
+            # Without special tokens a message ends where its text first says so.
+            *([f"thought_text[lazy]: ANY_TEXT {end}"] if end.startswith('"') else ()),
+        )

@@ -125,5 +125,4 @@ def tramontane_tool_formats() -> Iterable[ToolFormatSpec]:
         markers=("<|channel|>", "<|message|>"),
         tokens=_HARMONY,
         whole_answer=True,
-        answer_begins="<|channel|>final<|message|>",
     )

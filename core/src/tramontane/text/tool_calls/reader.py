@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -78,6 +78,10 @@ class CallReader:
 
     @classmethod
     def call_grammar(cls, tools: Tools, mark: Mark) -> str | None:
+        return None
+
+    @classmethod
+    def turn_grammar(cls, mark: Mark, *, endings: Sequence[str]) -> str | None:
         return None
 
     def _advance(self) -> list[TurnEvent]:
