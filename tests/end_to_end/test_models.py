@@ -114,7 +114,6 @@ def test_the_wrong_kind_of_request_names_the_right_one(runner: Runner) -> None:
 @pytest.mark.parametrize(
     ("which", "extra"),
     [
-        (Which.Embedding("x/y"), "tramontane-embedding"),
         (Which.VisionPlain("x/y", "Gemma3"), "tramontane-vision"),
         (Which.DiffusionPlain("x/y", "Flux"), "tramontane-flux"),
         (Which.Speech("x/y", "Dia"), "tramontane-dia"),

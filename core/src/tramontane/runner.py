@@ -36,7 +36,7 @@ from tramontane.settings import RunnerSettings, served_selector
 
 if TYPE_CHECKING:
     from tramontane.pipeline.stream import GenerationStream
-    from tramontane.protocols.pipeline import Pipeline
+    from tramontane.protocols.pipeline import Pipeline, PipelineOptions, Reserve
     from tramontane.tools.loop import ToolStream
     from tramontane.tools.registry import ToolRegistry
 
@@ -176,7 +176,7 @@ class Runner:
             raise
         self._search = self._settings.web_search()
 
-    def _loader(self, which: Selector) -> Callable[[], Pipeline]:
+    def _loader(self, which: Selector) -> Callable[[Reserve], Pipeline]:
         """What brings this model up, now and at every reload."""
         spec = self._plugins.get("pipelines", which.kind)
         options = self._settings.pipeline_options(which, self._plugins)
@@ -235,15 +235,22 @@ class Runner:
     def send_embedding_request(
         self, request: EmbeddingRequest | Mapping[str, Any], model_id: str | None = None
     ) -> list[list[float]]:
-        """One vector for each input.
+        """One vector for each input, in their order, as the model's modules make and scale it.
 
         Raises:
+            ValidationError: an input is too long, or holds a token that does not exist.
             ModelKindError: the model is no embedding model.
         """
         vectors: list[list[float]] = self._call(
             "embed", model_id, structure(request, EmbeddingRequest)
         )
         return vectors
+
+    async def send_embedding_request_async(
+        self, request: EmbeddingRequest | Mapping[str, Any], model_id: str | None = None
+    ) -> list[list[float]]:
+        """`send_embedding_request` for asyncio."""
+        return await asyncio.to_thread(self.send_embedding_request, request, model_id)
 
     def generate_image(
         self,
@@ -477,9 +484,11 @@ def _method(pipeline: Pipeline, action: str) -> Callable[..., Any]:
     return method
 
 
-def _load(plugins: PluginManager, spec: Any, which: Any, options: Any) -> Pipeline:
+def _load(
+    plugins: PluginManager, spec: Any, which: Any, options: PipelineOptions, reserve: Reserve
+) -> Pipeline:
     started = time.perf_counter()
-    pipeline: Pipeline = plugins.resolve(spec).load(which, options)
+    pipeline: Pipeline = plugins.resolve(spec).load(which, evolve(options, reserve=reserve))
     info = {"model_id": which.canonical_id, "kind": pipeline.kind, **pipeline.stats()}
     plugins.model_loaded(info | {"seconds": time.perf_counter() - started})
     return pipeline

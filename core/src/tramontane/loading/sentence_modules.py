@@ -105,6 +105,7 @@ def read_modules(
             f"{path} lists {', '.join(kinds) or 'nothing'}; supported are Transformer with the "
             f"path '', Pooling, then any of Dense and Normalize"
         )
+    _check_inputs(directory)
     pooling = _pooling(directory / _folder(entries[1], path), hidden_size)
     width = hidden_size * len(pooling.modes)
     rest: list[nn.Module] = []
@@ -137,6 +138,19 @@ def longest_text(directory: Path, max_positions: int) -> int:
         if isinstance(limit, int | float) and limit >= 1:
             limits.append(int(min(limit, max_positions)))
     return min(limits)
+
+
+def _check_inputs(directory: Path) -> None:
+    """Texts are encoded as they stand."""
+    path = directory / "sentence_bert_config.json"
+    data = read_json(path) or {}
+    if "message" in (data.get("modality_config") or ()):
+        raise ConfigError(
+            f"{path}: modality_config has message, by which every text would be put into the chat "
+            f"template; only text is supported"
+        )
+    if data.get("do_lower_case"):
+        raise ConfigError(f"{path}: do_lower_case is true; only false is supported")
 
 
 def _kind(entry: Any, path: Path) -> str:

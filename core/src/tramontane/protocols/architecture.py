@@ -131,5 +131,6 @@ class Architecture(Protocol):
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, hidden] to [N, vocab]. Called with the rows that need logits only."""
+        """[N, hidden] to [N, vocab]. Called with the rows that need logits only, and never of
+        embedding models, which need not have it."""
         ...

@@ -60,7 +60,8 @@ class HooksContract:
             if type(spec).__name__ != "ArchitectureSpec":
                 continue
             target = manager.resolve(spec)
-            for name in ("Config", "WEIGHTS", "PARALLEL_PLAN", "cache_specs", "forward", "logits"):
+            names = ("Config", "WEIGHTS", "PARALLEL_PLAN", "cache_specs", "forward")
+            for name in (*names, "logits") if spec.kind in ("text", "vision") else names:
                 assert hasattr(target, name), f"{spec.name} lacks {name}"
             assert callable(target.Config.from_dict)
 

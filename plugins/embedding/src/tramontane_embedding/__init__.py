@@ -1,0 +1,1 @@
+"""EmbeddingGemma and Qwen3-Embedding for tramontane."""
