@@ -63,7 +63,7 @@ def bidirectional_attention(
         start = rows.stop
         # [count, heads, length, dim]
         mine, k, v = (
-            t[rows].unflatten(0, (count, length)).transpose(1, 2) for t in (q, cache.k, cache.v)
+            t[rows].view(count, length, *t.shape[1:]).transpose(1, 2) for t in (q, cache.k, cache.v)
         )
         h = F.scaled_dot_product_attention(
             mine,

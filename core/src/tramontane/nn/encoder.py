@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tramontane.hooks import plugin_manager
 from tramontane.nn.attention import SelfAttention
+from tramontane.nn.decoder import CausalLM
 from tramontane.protocols import Drop, ForwardBatch, LayerCache, Rename, WeightRule
 
 
@@ -39,7 +40,7 @@ class Encoder(nn.Module):
             a `tramontane.cache.TransientAttention` for each layer.
     """
 
-    def __init__(self, language_model: nn.Module, *, bidirectional: bool = False) -> None:
+    def __init__(self, language_model: CausalLM, *, bidirectional: bool = False) -> None:
         super().__init__()
         self.model = language_model.model
         if bidirectional:

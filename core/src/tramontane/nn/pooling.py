@@ -48,7 +48,7 @@ class Pooling(nn.Module):
         Returns:
             [B, hidden * len(modes)] float32.
         """
-        sequences = hidden.float().split(list(lengths))
+        sequences = torch.split(hidden.float(), list(lengths))
         pools = [POOLING_MODES[mode] for mode in self.modes]
         return torch.stack([torch.cat([pool(h) for pool in pools]) for h in sequences])
 

@@ -71,6 +71,7 @@ class EmbeddingPipeline:
             token_source=options.token_source,
             cache_path=which.hf_cache_path,
             in_situ=in_situ_settings(which, options),
+            reserve=options.reserve,
             plugins=options.plugins,
             on_progress=options.on_progress,
         )
@@ -85,7 +86,7 @@ class EmbeddingPipeline:
             ValidationError: an input is too long, or holds a token that does not exist.
             EngineClosedError: the model has been closed.
         """
-        inputs = request.inputs
+        inputs: Sequence[str | list[int]] = request.inputs
         texts = [
             self._fitted(i, item, truncate=request.truncate_sequence)
             for i, item in enumerate(inputs)

@@ -20,7 +20,7 @@ GEMMA = {
     "query_pre_attn_scalar": 8,
 }
 QWEN = {"model_class": "Qwen3Model", "head_dim": 12}
-NORMALIZE = ("Normalize", {})
+NORMALIZE: tuple[str, dict[str, Any]] = ("Normalize", {})
 MEAN = ("Pooling", {"pooling_mode": "mean"})
 LAST = ("Pooling", {"pooling_mode": "lasttoken"})
 
