@@ -11,7 +11,7 @@ from tramontane.hooks import plugin_manager
 from tramontane.loading.loader import LoadRequest, build, load_text, open_checkpoint
 from tramontane.protocols import CheckpointView
 from tramontane_deepseek.deepseek_v3 import DeepseekV3, DeepseekV3Config
-from tramontane_testkit import Stepper
+from tramontane_testkit import Stepper, llama_cpp
 from tramontane_testkit.gguf_files import gguf_of
 from tramontane_testkit.models import hf_model, save_hf
 
@@ -84,3 +84,17 @@ def test_a_packed_projection_of_latents(directory: Path) -> None:
         results.append(logits(model, config))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], logits(loaded.model, config))
+
+
+@pytest.mark.slow
+@pytest.mark.peer
+def test_llama_cpp_knows_models_without_query_latents_by_27_layers(tmp_path: Path) -> None:
+    keys = {k: v for k, v in KEYS.items() if "group" not in k}
+    keys |= {"q_lora_rank": None, "num_hidden_layers": 27, "norm_topk_prob": False}
+    directory = save_hf(hf_model("DeepseekV2ForCausalLM", **keys), tmp_path / "model")
+    file = gguf_of(directory, tmp_path / "model.gguf", "deepseek2")
+    expected = llama_cpp.greedy(file, PROMPT, 64)
+    loaded = load_text(LoadRequest(model_id=str(tmp_path), files=[file.name], dtype="f32"))
+    stepper = Stepper(loaded.model, loaded.config)
+    stepper.add("a", PROMPT)
+    assert stepper.greedy("a", 64) == expected

@@ -170,7 +170,7 @@ class Gate(nn.Module):
         config = self.config
         scores = logits.softmax(-1)
         if config.chooses_groups:
-            best = scores.unflatten(-1, (config.n_group, -1)).amax(-1)  # [T, n_group]
+            best = scores.view(scores.shape[0], config.n_group, -1).amax(-1)  # [T, n_group]
             scores = within_groups(scores, best, config.topk_group, 0.0)
         weights, experts = scores.topk(config.num_experts_per_tok, dim=-1)
         if config.norm_topk_prob and config.num_experts_per_tok > 1:

@@ -70,7 +70,7 @@ class BiasedGate(Gate):
         scores = logits.sigmoid()
         choice = scores + self.e_score_correction_bias
         if config.chooses_groups:
-            best = choice.unflatten(-1, (config.n_group, -1)).topk(2, dim=-1).values.sum(-1)
+            best = choice.view(choice.shape[0], config.n_group, -1).topk(2, dim=-1).values.sum(-1)
             choice = within_groups(choice, best, config.topk_group, float("-inf"))
         experts = choice.topk(config.num_experts_per_tok, dim=-1, sorted=False).indices
         weights = scores.gather(1, experts)

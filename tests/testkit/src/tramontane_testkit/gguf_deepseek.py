@@ -83,4 +83,4 @@ def deepseek_tensors(
 
 
 def _sigmoid(config: Mapping[str, Any]) -> bool:
-    return config["model_type"] == "deepseek_v3"
+    return bool(config["model_type"] == "deepseek_v3")
