@@ -130,7 +130,7 @@ def test_renders_as_transformers_does(data: Path, name: str) -> None:
     for messages, tools, thinking, prompt in itertools.product(
         CONVERSATIONS.values(), (None, TOOLS), (None, True, False), (True, False)
     ):
-        options = {} if thinking is None else {"enable_thinking": thinking}
+        options = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
         plain = messages
         if '"content" in message' in source:  # null, which transformers gives it, breaks it
             plain = [{k: v for k, v in each.items() if v is not None} for each in messages]

@@ -18,6 +18,8 @@ TEXT = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 def searched(text: str, inside: bool) -> tuple[str, str]:
     """The same with the whole text at hand."""
     reasoning = content = ""
+    if not inside and text.lstrip().startswith("<think>"):
+        text = text.lstrip()
     while True:
         tag = "</think>" if inside else "<think>"
         place = text.find(tag)
@@ -62,6 +64,9 @@ def test_any_division(text: str, cuts: list[int], inside: bool) -> None:
         ("<think>hm</think>\n\nyes", False, ("hm", "yes")),
         ("hm\n</think>\n\nyes\n", True, ("hm\n", "yes\n")),
         ("plain", False, (None, "plain")),
+        ("\n<think>hm</think>\nyes", False, ("hm", "yes")),
+        ("\n yes <think>hm</think>", False, ("hm", "\n yes ")),
+        (" \n", False, (None, " \n")),
         ("<think>never closed", False, ("never closed", "")),
         ("a < b </thin", True, ("a < b </thin", "")),
         ("so </think> it was", False, (None, "so </think> it was")),
@@ -70,6 +75,26 @@ def test_any_division(text: str, cuts: list[int], inside: bool) -> None:
 )
 def test_examples(text: str, inside: bool, expected: tuple[str | None, str]) -> None:
     assert split_reasoning(text, inside=inside) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>hm</think> \n<response>\nyes</response>", ("hm", "yes")),
+        ("<think>hm</think><response>never closed", ("hm", "never closed")),
+        ("<think>hm</think>\n\nno tags", ("hm", "no tags")),
+        ("<think>hm</think>\n<resp", ("hm", "<resp")),
+        ("<think>hm</think>see <response>x</response>", ("hm", "see <response>x</response>")),
+        ("<response>x</response>", ("", "<response>x</response>")),
+        ("<think>a</think><response>b</response><think>c</think>d", ("ac", "bd")),
+    ],
+)
+def test_an_answer_in_tags(text: str, expected: tuple[str, str]) -> None:
+    for cut in range(len(text) + 1):
+        splitter = ReasoningSplitter(tagged_answer=True)
+        deltas = [splitter.push(text[:cut]), splitter.push(text[cut:]), splitter.flush()]
+        found = ("".join(d.reasoning for d in deltas), "".join(d.content for d in deltas))
+        assert found == expected, cut
 
 
 def test_a_partial_tag_is_held_back() -> None:

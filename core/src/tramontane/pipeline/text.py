@@ -144,7 +144,7 @@ class TextPipeline:
             request.n_choices,
             on_finish,
             new_text=True,
-            shown=shown_tokens(turn.tool_format, self._tokenizer),
+            shown=self._shown(turn),
             grammar=turn.grammar,
             prelude=turn.prelude,
         )
@@ -303,14 +303,24 @@ class TextPipeline:
             prelude=prelude,
         )
 
+    def _splitter(self, turn: _Turn) -> ReasoningSplitter | None:
+        """Tells reasoning from the rest; None where there is none or the format does it itself."""
+        if turn.tool_format is not None and turn.tool_format.whole_answer:
+            return None
+        return ReasoningSplitter.for_prompt(turn.source, turn.prompt)
+
     def _reader(self, turn: _Turn) -> TurnReader:
         spec = turn.tool_format
-        if spec is None:
-            return TurnReader(ReasoningSplitter.for_prompt(turn.source, turn.prompt), None)
-        calls = self._plugins.resolve(spec)(turn.tools)
-        if spec.whole_answer:
-            return TurnReader(None, calls)
-        return TurnReader(ReasoningSplitter.for_prompt(turn.source, turn.prompt), calls)
+        calls = None if spec is None else self._plugins.resolve(spec)(turn.tools)
+        return TurnReader(self._splitter(turn), calls)
+
+    def _shown(self, turn: _Turn) -> frozenset[int]:
+        """Special tokens that the answer is read by, and that must not be left out of it."""
+        shown = shown_tokens(turn.tool_format, self._tokenizer)
+        if self._splitter(turn) is None:
+            return shown
+        tags = (self._tokenizer.token_to_id(tag) for tag in (OPEN, CLOSE))
+        return shown | {token_id for token_id in tags if token_id is not None}
 
     def _fitted(
         self, prompt_ids: list[int], request: ChatCompletionRequest | CompletionRequest
@@ -417,6 +427,7 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
         jinja_explicit=options.jinja_explicit,
         cache=cache,
         in_situ=in_situ_settings(which, options),
+        reserve=options.reserve,
         plugins=options.plugins,
         on_progress=options.on_progress,
     )

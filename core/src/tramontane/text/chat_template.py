@@ -108,8 +108,8 @@ class ChatTemplate:
             tools: OpenAI function schemas.
             documents: mappings with ``title`` and ``text``, for models that answer from documents.
             add_generation_prompt: whether the prompt ends where the assistant is to speak.
-            enable_thinking: for models that can do either. None leaves it undefined, so that the
-                template's own default holds.
+            enable_thinking: for models that can do either; templates may know it as ``thinking``.
+                None leaves it undefined, so that the template's own default holds.
             reasoning_effort: ``low``, ``medium`` or ``high``. None leaves it to the template; one
                 that has no default of its own sees ``medium``.
             template: name of the template, if not chosen by rule.
@@ -124,7 +124,12 @@ class ChatTemplate:
             if not name.isidentifier():
                 raise ValidationError(f"{name!r} cannot be the name of a template variable")
         chosen = self._choose(bool(tools), template)
-        given = {"enable_thinking": enable_thinking, "reasoning_effort": reasoning_effort}
+        given: dict[str, Any] = {
+            "enable_thinking": enable_thinking,
+            "reasoning_effort": reasoning_effort,
+        }
+        if "thinking" in chosen.variables and "enable_thinking" not in chosen.variables:
+            given["thinking"] = enable_thinking  # DeepSeek V3.1's and Granite's name for it
         variables = {
             **_defaults(chosen),
             **self.special_tokens,

@@ -1,4 +1,7 @@
-"""Tells a model's thinking from its answer: text inside ``<think>`` … ``</think>``."""
+"""Tells a model's thinking from its answer: text inside ``<think>`` … ``</think>``.
+
+Granite 3.3 puts the answer, too, into tags: ``<response>`` … ``</response>``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from attrs import frozen
 
 OPEN = "<think>"
 CLOSE = "</think>"
+ANSWER_OPEN = "<response>"
+ANSWER_CLOSE = "</response>"
 
 
 @frozen
@@ -27,19 +32,25 @@ class ReasoningDelta:
 class ReasoningSplitter:
     """Splits generated text that arrives in pieces. The tags themselves are dropped.
 
-    A piece that may be the beginning of a tag is held back until it is decided. Line breaks
-    directly after ``</think>`` are dropped; all other text is kept as it came. Thinking that is
-    never closed is reasoning to its end. ``</think>`` outside and ``<think>`` inside are ordinary
-    text. The sums of both parts do not depend on how the text was divided.
+    A piece that may be the beginning of a tag is held back until it is decided. White space before
+    a ``<think>`` that begins the text and line breaks directly after ``</think>`` are dropped; all
+    other text is kept as it came. Thinking that is never closed is reasoning to its end.
+    ``</think>`` outside and ``<think>`` inside are ordinary text. The sums of both parts do not
+    depend on how the text was divided.
 
     Args:
         inside: whether the text begins inside the tags.
+        tagged_answer: whether what follows the thinking may be in tags, which are dropped too.
     """
 
-    def __init__(self, *, inside: bool = False) -> None:
+    def __init__(self, *, inside: bool = False, tagged_answer: bool = False) -> None:
         self._inside = inside
+        self._tagged_answer = tagged_answer
         self._held = ""
         self._trim = False
+        # A tag that may come next, after nothing but white space, which then goes with it.
+        self._next: str | None = None if inside else OPEN
+        self._tags = (CLOSE,) if inside else (OPEN,)
 
     @classmethod
     def for_prompt(cls, template_source: str | None, prompt: str) -> ReasoningSplitter | None:
@@ -52,7 +63,9 @@ class ReasoningSplitter:
         """
         if template_source is None or OPEN not in template_source:
             return None
-        return cls(inside=prompt.rstrip().endswith(OPEN))
+        return cls(
+            inside=prompt.rstrip().endswith(OPEN), tagged_answer=ANSWER_OPEN in template_source
+        )
 
     @property
     def inside(self) -> bool:
@@ -64,17 +77,27 @@ class ReasoningSplitter:
         parts: dict[bool, list[str]] = {True: [], False: []}
         rest = self._held + text
         while True:
-            tag = CLOSE if self._inside else OPEN
-            before, found, after = rest.partition(tag)
+            if self._next is not None:
+                first = rest.lstrip()
+                if first.startswith(self._next):
+                    rest = first[len(self._next) :]
+                    self._pass(self._next)
+                elif self._next.startswith(first):
+                    self._held = rest
+                    break
+                else:
+                    self._next = None
+            found = [(at, tag) for tag in self._tags if (at := rest.find(tag)) >= 0]
             if not found:
-                keep = _overlap(rest, tag)
+                keep = max(_overlap(rest, tag) for tag in self._tags)
                 self._held = rest[len(rest) - keep :]
                 self._add(parts, rest[: len(rest) - keep])
-                return ReasoningDelta("".join(parts[True]), "".join(parts[False]))
-            self._add(parts, before)
-            self._trim = self._inside
-            self._inside = not self._inside
-            rest = after
+                break
+            at, tag = min(found)
+            self._add(parts, rest[:at])
+            rest = rest[at + len(tag) :]
+            self._pass(tag)
+        return ReasoningDelta("".join(parts[True]), "".join(parts[False]))
 
     def flush(self) -> ReasoningDelta:
         """What is still held back, once it is certain that no more text will come."""
@@ -82,6 +105,16 @@ class ReasoningSplitter:
         self._add(parts, self._held)
         self._held = ""
         return ReasoningDelta("".join(parts[True]), "".join(parts[False]))
+
+    def _pass(self, tag: str) -> None:
+        """Go on behind ``tag``."""
+        self._inside = tag == OPEN
+        self._trim = tag in (CLOSE, ANSWER_OPEN)
+        self._next = ANSWER_OPEN if tag == CLOSE and self._tagged_answer else None
+        if self._inside:
+            self._tags = (CLOSE,)
+        else:
+            self._tags = (OPEN, ANSWER_CLOSE) if tag == ANSWER_OPEN else (OPEN,)
 
     def _add(self, parts: dict[bool, list[str]], text: str) -> None:
         if self._trim and not self._inside:
