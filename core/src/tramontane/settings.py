@@ -9,9 +9,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 
-from tramontane.api.convert import structure
+from tramontane.api.convert import nearest, structure
 from tramontane.api.mcp_config import McpClientConfigPy
 from tramontane.api.selector import Selector
 from tramontane.errors import MissingPluginError, UnsupportedError, ValidationError
@@ -90,9 +90,21 @@ def _token_source(instance: object, attribute: Any, value: str) -> None:
         )
 
 
+OWN = (
+    "speculative_gamma",
+    "which_draft",
+    "chat_template",
+    "jinja_explicit",
+    "num_device_layers",
+    "in_situ_quant",
+    "anymoe_config",
+)
+"""Settings made for one model: no further one takes them over from the constructor."""
+
+
 @frozen(kw_only=True)
-class RunnerSettings:
-    """The constructor arguments of `Runner`, checked.
+class ModelSettings:
+    """How one model is to be run.
 
     Raises:
         ValidationError: a value is out of range.
@@ -117,16 +129,6 @@ class RunnerSettings:
     paged_attn: bool = False
     no_paged_attn: bool = False
     seed: int | None = None
-    enable_search: bool = False
-    search_embedding_model: Any = None
-    search_callback: Callable[..., Any] | None = None
-    tool_callbacks: Mapping[str, Callable[..., Any]] | None = field(
-        default=None, validator=_callbacks
-    )
-    mcp_client_config: McpClientConfigPy | None = field(default=None, converter=_mcp_config)
-    max_tool_rounds: int = field(default=8, validator=_not_negative)
-    tool_approval: Callable[..., Any] | None = None
-    tool_timeout_secs: float | None = field(default=60.0, validator=_positive)
     on_progress: Progress | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -134,20 +136,6 @@ class RunnerSettings:
             raise ValidationError("paged_attn and no_paged_attn contradict each other")
         if self.prefix_cache_n is not None and self.prefix_cache_n < 0:
             raise ValidationError(f"prefix_cache_n must be 0 or more, not {self.prefix_cache_n}")
-
-        if self.enable_search and self.search_callback is None:
-            raise UnsupportedError(
-                "web search has no engine of its own, so enable_search needs a search_callback: "
-                "f(query) -> list of {title, description, url, content}"
-            )
-        if self.search_callback is not None and not self.enable_search:
-            raise ValidationError(
-                "search_callback is given, but web search is off: set enable_search=True"
-            )
-        if self.search_callback is not None and not callable(self.search_callback):
-            raise ValidationError(
-                f"search_callback must be a function of the query, not {self.search_callback!r}"
-            )
 
     def check_served(self, plugins: PluginManager) -> None:
         """Refuse what nothing here can honour.
@@ -157,35 +145,16 @@ class RunnerSettings:
             MissingPluginError: a plug-in would serve it; names the extra to install.
         """
         for name, message in UNSERVED.items():
-            if getattr(self, name):
+            if getattr(self, name, None):
                 raise UnsupportedError(message)
         for name, (kind, provider) in PROVIDED.items():
             if getattr(self, name):
                 plugins.get(kind, provider)
-        if self.mcp_client_config and not plugins.observes("tramontane_tool_sources"):
-            raise MissingPluginError(hint_for("tool_sources", "mcp"))
         if self.pa_cache_type is not None and str(self.pa_cache_type).lower() != "auto":
             raise UnsupportedError(
                 f"pa_cache_type {self.pa_cache_type} is not in this release: leave it out for a "
                 f"cache in the model's dtype"
             )
-
-    def tool_registry(self, plugins: PluginManager) -> ToolRegistry:
-        """The tools these settings and the plug-ins give."""
-        config = {
-            "mcp_client_config": self.mcp_client_config,
-            "tool_timeout_secs": self.tool_timeout_secs,
-        }
-        return ToolRegistry(
-            self.tool_callbacks,
-            plugins.tool_sources(config),
-            approval=self.tool_approval,
-            timeout_secs=self.tool_timeout_secs,
-        )
-
-    def web_search(self) -> WebSearch | None:
-        """The web search that requests may ask for; None where it is off."""
-        return WebSearch(self.search_callback) if self.search_callback else None
 
     def pipeline_options(self, which: Any, plugins: PluginManager) -> PipelineOptions:
         """These settings as a pipeline takes them, for one model."""
@@ -208,6 +177,91 @@ class RunnerSettings:
             on_progress=self.on_progress,
             plugins=plugins,
         )
+
+
+@frozen(kw_only=True)
+class RunnerSettings(ModelSettings):
+    """The constructor arguments of `Runner`, checked: those of the model it is given, and its own.
+
+    Raises:
+        ValidationError: a value is out of range.
+    """
+
+    enable_search: bool = False
+    search_embedding_model: Any = None
+    search_callback: Callable[..., Any] | None = None
+    tool_callbacks: Mapping[str, Callable[..., Any]] | None = field(
+        default=None, validator=_callbacks
+    )
+    mcp_client_config: McpClientConfigPy | None = field(default=None, converter=_mcp_config)
+    max_tool_rounds: int = field(default=8, validator=_not_negative)
+    tool_approval: Callable[..., Any] | None = None
+    tool_timeout_secs: float | None = field(default=60.0, validator=_positive)
+    memory_budget_bytes: int | None = field(default=None, validator=_positive)
+    idle_unload_secs: float | None = field(default=None, validator=_positive)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.enable_search and self.search_callback is None:
+            raise UnsupportedError(
+                "web search has no engine of its own, so enable_search needs a search_callback: "
+                "f(query) -> list of {title, description, url, content}"
+            )
+        if self.search_callback is not None and not self.enable_search:
+            raise ValidationError(
+                "search_callback is given, but web search is off: set enable_search=True"
+            )
+        if self.search_callback is not None and not callable(self.search_callback):
+            raise ValidationError(
+                f"search_callback must be a function of the query, not {self.search_callback!r}"
+            )
+
+    def check_served(self, plugins: PluginManager) -> None:
+        super().check_served(plugins)
+        if self.mcp_client_config and not plugins.observes("tramontane_tool_sources"):
+            raise MissingPluginError(hint_for("tool_sources", "mcp"))
+
+    def of_model(self, given: Mapping[str, Any]) -> ModelSettings:
+        """Settings of a further model: what is ``given``, else the runner's, but for `OWN`.
+
+        Raises:
+            ValidationError: a setting that no model has.
+        """
+        names = [a.name for a in fields(ModelSettings)]
+        for name in given:
+            if name not in names:
+                raise ValidationError(f"{name!r} is no setting of a model{nearest(name, names)}")
+        taken = {name: getattr(self, name) for name in names if name not in OWN}
+        return ModelSettings(**{**taken, **given})
+
+    def refuse_own(self) -> None:
+        """Refuse settings made for one model where none is given beside them.
+
+        Raises:
+            ValidationError: names the setting.
+        """
+        for attribute in fields(ModelSettings):
+            if attribute.name in OWN and getattr(self, attribute.name) != attribute.default:
+                raise ValidationError(
+                    f"{attribute.name} is meant for one model: give it with that model in models"
+                )
+
+    def tool_registry(self, plugins: PluginManager) -> ToolRegistry:
+        """The tools these settings and the plug-ins give."""
+        config = {
+            "mcp_client_config": self.mcp_client_config,
+            "tool_timeout_secs": self.tool_timeout_secs,
+        }
+        return ToolRegistry(
+            self.tool_callbacks,
+            plugins.tool_sources(config),
+            approval=self.tool_approval,
+            timeout_secs=self.tool_timeout_secs,
+        )
+
+    def web_search(self) -> WebSearch | None:
+        """The web search that requests may ask for; None where it is off."""
+        return WebSearch(self.search_callback) if self.search_callback else None
 
 
 def served_selector(which: Any, plugins: PluginManager) -> Selector:

@@ -93,6 +93,7 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
             packing = in_situ.plan(draft.model, draft.arrangement.aliases, request.in_situ, device)
             inventory = inventory.quantized(packing.elements, packing.packed_bytes)
         dtype = choose_dtype(request.dtype, inventory, device)
+        request.reserve(inventory.bytes_as(dtype))
         plan_memory(  # nothing is kept between texts: only the weights have to fit
             inventory=inventory,
             specs=(),

@@ -34,7 +34,7 @@ from tramontane.protocols import (
     InSituSettings,
     QuantizedCheckpoints,
 )
-from tramontane.protocols.pipeline import Progress
+from tramontane.protocols.pipeline import Progress, Reserve, unlimited
 from tramontane.text.chat_template import ChatTemplate, find_chat_template
 from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
 from tramontane.text.tokenizer import Tokenizer
@@ -69,6 +69,7 @@ class LoadRequest:
         cache: the KV cache that memory is planned for.
         in_situ: how weights are packed on their way in; None leaves them as the file has them.
         steps: applied to each module once its weights are in place.
+        reserve: asked for the memory before it is taken.
         on_progress: told about weights being loaded.
         plugins: where architectures and formats are looked up; None for the process's plug-ins.
     """
@@ -86,6 +87,7 @@ class LoadRequest:
     cache: CacheRequest = field(factory=CacheRequest)
     in_situ: InSituSettings | None = None
     steps: Sequence[Step] = ()
+    reserve: Reserve = unlimited
     on_progress: Progress | None = None
     plugins: PluginManager = field(factory=plugin_manager)
 
@@ -168,6 +170,7 @@ def load_text(request: LoadRequest) -> LoadedModel:
             packing = in_situ.plan(draft.model, aliases, request.in_situ, device)
             inventory = inventory.quantized(packing.elements, packing.packed_bytes)
         dtype = choose_dtype(request.dtype, inventory, device)
+        left = request.reserve(inventory.bytes_as(dtype))
         plan = plan_memory(
             inventory=inventory,
             specs=architecture.cache_specs(config),
@@ -175,7 +178,9 @@ def load_text(request: LoadRequest) -> LoadedModel:
             request=request.cache,
             dtype=dtype,
             device=device,
+            left=left,
         )
+        request.reserve(plan.weight_bytes + plan.cache_bytes)
         model = draft.bind(
             checkpoint,
             dtype=dtype,

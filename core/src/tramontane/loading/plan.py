@@ -80,6 +80,7 @@ def plan_memory(
     dtype: torch.dtype,
     device: torch.device,
     room: Room | None = None,
+    left: int | None = None,
 ) -> MemoryPlan:
     """Decide how large the cache will be.
 
@@ -90,6 +91,8 @@ def plan_memory(
         request: what the user asked for.
         dtype: of activations and plain weights.
         room: memory of the device; None looks.
+        left: what the runner's budget leaves for the cache before another model has to go; None
+            where there is no budget.
 
     Raises:
         MemoryPlanError: weights and the requested cache do not fit; says what would.
@@ -124,6 +127,8 @@ def plan_memory(
         least = blocks_for(planned, request.planned_batch_size)
         # The CPU's memory is everybody's: unasked, half of what is left suffices.
         share = free // 2 if device.type == "cpu" else free * 9 // 10
+        # The budget is every model's.
+        share = share if left is None else min(share, left // 2)
         blocks = max(min(wanted, share // block_bytes), least)
     if blocks < 1 or blocks * block_bytes > free:
         raise _cache_does_not_fit(

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 """``progress(done_bytes, total_bytes, tensor_name)`` while weights are loaded."""
 
+Reserve = Callable[[int], int | None]
+"""``reserve(nbytes)`` before a model takes that much for weights and cache, all in all; again where
+more becomes known. Unloads other models and waits until there is room. Returns the bytes that are
+then left for it, None for no limit; raises `MemoryPlanError` when it can never fit."""
+
+
+def unlimited(nbytes: int) -> None:
+    """A `Reserve` where nobody counts."""
+
 
 @frozen(kw_only=True)
 class PipelineOptions:
@@ -31,6 +40,7 @@ class PipelineOptions:
         cache_fraction: share of the device's memory for weights and cache, 0 to 1, or None.
         block_size: tokens of a cache block.
         in_situ_quant: type that weights are packed to while they are loaded, or None.
+        reserve: called by the pipeline before it takes memory.
         seed: makes sampling reproducible; None draws one.
         on_progress: told about weights being loaded.
         plugins: where architectures, formats and kernels are looked up.
@@ -47,6 +57,7 @@ class PipelineOptions:
     cache_fraction: float | None = None
     block_size: int = 32
     in_situ_quant: str | None = None
+    reserve: Reserve = unlimited
     seed: int | None = None
     on_progress: Progress | None = None
     plugins: PluginManager
