@@ -24,17 +24,23 @@ def test_bytes_are_what_is_allocated():
     assert allocate(spec, 5).nbytes == 5 * spec.bytes_per_seq(torch.bfloat16)
 
 
-def test_what_is_stored_is_loaded_and_new_sequences_begin_at_zero():
+def test_states_go_from_slot_to_slot_and_begin_at_zero():
     cache = allocate(RecurrentState((3, 10), (2, 4, 8)), 3)
-    conv, ssm = torch.randn(2, 3, 10), torch.randn(2, 2, 4, 8)
-    cache.store(torch.tensor([4, 1]), conv, ssm)
-    loaded_conv, loaded_ssm = cache.load(torch.tensor([1, 4, 4]), [2])
-    assert torch.equal(loaded_conv[:2], conv.flip(0))
-    assert torch.equal(loaded_ssm[:2], ssm.flip(0))
-    assert not loaded_conv[2].any()
-    assert not loaded_ssm[2].any()
-    loaded_ssm.fill_(9.0)
-    assert torch.equal(cache.ssm[1], ssm[1]), "a loaded state is a copy"
+    cache.conv.normal_()
+    cache.ssm.normal_()
+    conv_was, ssm_was = cache.conv.clone(), cache.ssm.clone()
+    slots, new = torch.tensor([[4, 5], [1, 0], [2, 3]]), {1}
+
+    conv = cache.conv_before(slots, new)
+    cache.set_conv(slots, conv + 1)
+    for _, before, after in cache.ssm_parts(slots, new):
+        torch.add(before, 1, out=after)
+
+    for was, now in ((conv_was, cache.conv), (ssm_was, cache.ssm)):
+        assert torch.equal(now[[4, 1, 2]], was[[4, 1, 2]]), "what was read stays"
+        assert torch.equal(now[5], was[4] + 1)
+        assert torch.equal(now[3], was[2] + 1)
+        assert torch.equal(now[0], torch.ones_like(now[0]))
 
 
 def test_sizes_are_checked():

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from tramontane.cache import StateSlots
 from tramontane.nn import Mamba2
-from tramontane.nn.ssm import causal_conv, ssm_chunk, ssm_step
+from tramontane.nn.ssm import causal_conv, ssm_chunk, ssm_scan, ssm_step
 from tramontane_testkit.stepping import Stepper
 
 
@@ -53,9 +53,22 @@ def test_chunk_equals_the_recurrence(length):
 def test_step_equals_the_recurrence():
     x, decay, b, c, state = inputs(3, 1)
     expected, after = by_definition(x, decay, b, c, state)
-    actual = ssm_step(x[:, 0], decay[:, 0], b[:, 0], c[:, 0], state)
-    torch.testing.assert_close(actual, expected[:, 0], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(state, after, rtol=1e-5, atol=1e-5)
+    for target in (torch.empty_like(state), state):  # elsewhere, then in place
+        actual = ssm_step(x[:, 0], decay[:, 0], b[:, 0], c[:, 0], state, target)
+        torch.testing.assert_close(actual, expected[:, 0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(target, after, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 21])
+def test_scan_equals_the_recurrence(length):
+    *given, state = inputs(2, length)
+    kept = state.clone()
+    expected, after = by_definition(*given, state)
+    target = torch.full_like(state, torch.nan)
+    actual = ssm_scan(*given, state, target, chunk_size=8)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(target, after, rtol=1e-4, atol=1e-5)
+    assert torch.equal(state, kept)
 
 
 def test_quickly_forgotten_tokens_cost_no_digits():
@@ -88,7 +101,7 @@ class Layer(torch.nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.embedding = torch.nn.Embedding(40, 16)
-        self.mamba = Mamba2(16, **SIZES, chunk_size=8)
+        self.mamba = Mamba2(16, **SIZES)
         with torch.no_grad():
             for parameter in self.mamba.parameters():
                 parameter.normal_(std=0.3)
@@ -111,12 +124,12 @@ def test_rubbish_in_unused_slots_is_never_read():
         assert isinstance(cache, StateSlots)
         cache.conv.fill_(torch.nan)
         cache.ssm.fill_(torch.nan)
-    tokens = {"a": [1, 2, 3], "b": [4] * 20, "c": [5], "d": [6, 7, 8]}
+    tokens = {"a": [1, 2, 3], "b": [4] * 90, "c": [5], "d": [6, 7, 8]}
     results = []
     for stepper in (clean, soiled):
         for name, ids in tokens.items():
             stepper.add(name, ids)
-        first = stepper.step({"a": 1, "b": 13, "c": 1, "d": 1})
+        first = stepper.step({"a": 1, "b": 70, "c": 1, "d": 1})
         second = stepper.step({"b": 2, "a": 2, "d": 2})
         results.append([*first.values(), *second.values()])
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ MAMBA = {
     "mamba_n_heads": 8,
     "mamba_d_head": 8,
     "mamba_d_state": 16,
-    "mamba_chunk_size": 16,  # the prompts end within a chunk
+    "mamba_chunk_size": 16,
 }
 MULTIPLIERS = {
     "embedding_multiplier": 3.0,
@@ -29,6 +29,7 @@ DENSE = {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_
 class TestGraniteMoeHybrid(ArchitectureContract):
     model_class = "GraniteMoeHybridForCausalLM"
     gguf_architecture = "granitehybrid"
+    prompt_length = 131  # three chunks, the last one short
     base: ClassVar = {
         **MAMBA,
         **MULTIPLIERS,
@@ -51,7 +52,7 @@ class TestGraniteMoeHybrid(ArchitectureContract):
             "attention_bias": True,
             "time_step_limit": [0.0, 50.0],
         },
-        "attention last, one chunk": {
+        "attention last, another chunk size": {
             "layer_types": ["mamba", "mamba", "attention"],
             "mamba_chunk_size": 256,
         },

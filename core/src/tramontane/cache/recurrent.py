@@ -7,6 +7,7 @@ the next step writes. They change roles once the step counts; until then it may 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from math import prod
 
 import torch
@@ -77,20 +78,45 @@ class StateSlots:
         """Bytes reserved. On a CPU, pages that were never written take no memory."""
         return self.conv.nbytes + self.ssm.nbytes
 
-    def load(self, slots: Tensor, new: list[int]) -> tuple[Tensor, Tensor]:
-        """Copies of both states, which the caller may overwrite.
+    def conv_before(self, slots: Tensor, new: Collection[int]) -> Tensor:
+        """A copy of the convolution's states, [B, width, channels].
 
         Args:
-            slots: [B] int64.
-            new: indices into ``slots`` of sequences that begin, from zero: what lies in their
-                slots is somebody else's.
+            slots: [B, 2] int64, `ForwardBatch.state_slots` of the sequences.
+            new: which of them begin, from zero: what lies in their slots is somebody else's.
         """
-        conv, ssm = self.conv[slots], self.ssm[slots]
+        conv = self.conv[slots[:, 0]]
         if new:
-            conv[new], ssm[new] = 0.0, 0.0
-        return conv, ssm
+            conv[list(new)] = 0.0
+        return conv
 
-    def store(self, slots: Tensor, conv: Tensor, ssm: Tensor) -> None:
-        """Write both states; ``slots`` [B] int64, all different."""
-        self.conv.index_copy_(0, slots, conv)
-        self.ssm.index_copy_(0, slots, ssm)
+    def set_conv(self, slots: Tensor, conv: Tensor) -> None:
+        """Write the states after this step, [B, width, channels]."""
+        self.conv.index_copy_(0, slots[:, 1], conv)
+
+    def ssm_parts(
+        self, slots: Tensor, new: Collection[int]
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Walk over the recurrence's states, to be computed from place to place.
+
+        On a CPU that is one sequence after the other, since one state about fills the processor's
+        caches and a copy of all would go to memory and back; elsewhere all at once.
+
+        Args:
+            slots, new: as in `conv_before`.
+
+        Yields:
+            Which sequences; their states [b, num_heads, head_dim, state_size]; and where to write
+            the states after this step, of the same shape and perhaps the same tensor.
+        """
+        if self.ssm.device.type == "cpu":
+            for i, (read, write) in enumerate(slots.tolist()):
+                after = self.ssm[write : write + 1]
+                before = after.zero_() if i in new else self.ssm[read : read + 1]
+                yield slice(i, i + 1), before, after
+        else:
+            states = self.ssm[slots[:, 0]]
+            if new:
+                states[list(new)] = 0.0
+            yield slice(None), states, states
+            self.ssm.index_copy_(0, slots[:, 1], states)

@@ -23,6 +23,10 @@ from tramontane.cache import RecurrentState, StateSlots
 from tramontane.nn.mlp import activation
 from tramontane.protocols.batch import ForwardBatch
 
+CHUNK_SIZE = 64
+"""Tokens computed as in attention. It changes the speed only; a checkpoint's ``mamba_chunk_size`` is
+meant for its own kernels."""
+
 
 def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Depthwise convolution over tokens that looks back only.
@@ -46,22 +50,47 @@ def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -
     return out if bias is None else out.add_(bias)
 
 
-def ssm_step(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> Tensor:
+def ssm_step(
+    x: Tensor, decay: Tensor, b: Tensor, c: Tensor, before: Tensor, after: Tensor
+) -> Tensor:
     """One token of each sequence.
 
     Args:
         x: [b, H, P], times dt.
         decay: [b, H], dt * A: the logarithm of what is kept of the state.
         b, c: [b, G, N].
-        state: [b, H, P, N]; overwritten.
+        before: [b, H, P, N], the state.
+        after: the same shape, for the state that follows; may be ``before``.
 
     Returns:
         [b, H, P].
     """
-    shared = x.shape[1] // b.shape[1]
-    b, c = b.repeat_interleave(shared, 1), c.repeat_interleave(shared, 1)  # [b, H, N]
-    state.mul_(decay.exp()[..., None, None]).addcmul_(x[..., None], b[:, :, None])
-    return (state @ c[..., None]).squeeze(-1)
+    rows = (*b.shape[:2], -1, b.shape[2])  # [b, G, H / G * P, N]
+    state, column = after.view(rows), (*b.shape[:2], -1, 1)
+    kept = decay.exp()[..., None].expand_as(x).reshape(column)
+    torch.mul(before.view(rows), kept, out=state)
+    state.addcmul_(x.reshape(column), b[:, :, None])
+    return (state @ c[..., None]).view(x.shape)
+
+
+def ssm_scan(
+    x: Tensor,
+    decay: Tensor,
+    b: Tensor,
+    c: Tensor,
+    before: Tensor,
+    after: Tensor,
+    chunk_size: int = CHUNK_SIZE,
+) -> Tensor:
+    """Any number of tokens of each sequence: shapes of `ssm_step` with ``n`` after ``b``."""
+    if x.shape[1] == 1:
+        return ssm_step(x[:, 0], decay[:, 0], b[:, 0], c[:, 0], before, after)[:, None]
+    after.copy_(before)
+    parts = []
+    for i in range(0, x.shape[1], chunk_size):
+        at = slice(i, i + chunk_size)
+        parts.append(ssm_chunk(x[:, at], decay[:, at], b[:, at], c[:, at], after))
+    return torch.cat(parts, 1)
 
 
 def ssm_chunk(x: Tensor, decay: Tensor, b: Tensor, c: Tensor, state: Tensor) -> Tensor:
@@ -147,7 +176,6 @@ class Mamba2(nn.Module):
         state_size: ``N``.
         num_groups: ``G``.
         conv_width: tokens that the convolution sees.
-        chunk_size: tokens computed at once; changes the speed only.
         act: activation after the convolution.
         eps: of the norm.
         bias: whether the two projections have one.
@@ -164,7 +192,6 @@ class Mamba2(nn.Module):
         state_size: int,
         num_groups: int = 1,
         conv_width: int = 4,
-        chunk_size: int = 256,
         act: str = "silu",
         eps: float = 1e-6,
         bias: bool = False,
@@ -174,7 +201,6 @@ class Mamba2(nn.Module):
         super().__init__()
         inner, shared = num_heads * head_dim, num_groups * state_size
         self.num_heads, self.num_groups = num_heads, num_groups
-        self.chunk_size = chunk_size
         self.act = activation(act)
         self.time_step_limit = time_step_limit
         self._widths = [inner, inner + 2 * shared, num_heads]
@@ -204,42 +230,42 @@ class Mamba2(nn.Module):
         dt = F.softplus(dt + self.dt_bias).clamp(*self.time_step_limit)  # [T, H]
         y = mixed.new_empty(x.shape[0], self._widths[0])
         for seqs, rows, length in _of_equal_length(batch):
-            new = [i for i, seq in enumerate(seqs) if batch.kv_lens[seq] == length]
-            slots = batch.state_slots[seqs]
-            conv, ssm = cache.load(slots[:, 0], new)
+            new = {i for i, seq in enumerate(seqs) if batch.kv_lens[seq] == length}
             shape = (len(seqs), length, -1)
-            out = self._mix(mixed[rows].view(shape), dt[rows].view(shape), conv, ssm)
-            y[rows] = out.flatten(0, 1)
-            cache.store(slots[:, 1], conv, ssm)
+            slots = batch.state_slots[seqs]
+            part = self._mix(mixed[rows].view(shape), dt[rows].view(shape), cache, slots, new)
+            y[rows] = part.flatten(0, 1)
         h: Tensor = self.out_proj(self.norm(y, gate))
         return h
 
-    def _mix(self, mixed: Tensor, dt: Tensor, conv: Tensor, ssm: Tensor) -> Tensor:
-        """Convolution and recurrence.
+    def _mix(
+        self, mixed: Tensor, dt: Tensor, cache: StateSlots, slots: Tensor, new: set[int]
+    ) -> Tensor:
+        """Convolution and recurrence of sequences that add equally many tokens.
 
         Args:
             mixed: [b, n, channels], x, B and C before the convolution.
             dt: [b, n, H].
-            conv, ssm: states; overwritten.
+            cache: the layer's states.
+            slots: [b, 2], theirs.
+            new: which of the sequences begin.
 
         Returns:
             [b, n, H * P].
         """
-        x, b, c = torch.split(self.act(self.conv1d(mixed, conv)), self._conv_widths, -1)
+        conv = cache.conv_before(slots, new)
+        mixed = self.act(self.conv1d(mixed, conv))
+        cache.set_conv(slots, conv)
+        x, b, c = torch.split(mixed, self._conv_widths, -1)
         x = torch.unflatten(x, -1, (self.num_heads, -1))  # [b, n, H, P]
         b = torch.unflatten(b, -1, (self.num_groups, -1))  # [b, n, G, N]
         c = torch.unflatten(c, -1, (self.num_groups, -1))
         decay = dt * -self.A_log.exp()  # [b, n, H]
         scaled = x * dt[..., None]
-        if x.shape[1] == 1:
-            y = ssm_step(scaled[:, 0], decay[:, 0], b[:, 0], c[:, 0], ssm)[:, None]
-        else:
-            parts = []
-            for i in range(0, x.shape[1], self.chunk_size):
-                at = slice(i, i + self.chunk_size)
-                parts.append(ssm_chunk(scaled[:, at], decay[:, at], b[:, at], c[:, at], ssm))
-            y = torch.cat(parts, 1)
-        return (y + x * self.D[:, None]).flatten(2)
+        y = x * self.D[:, None]
+        for at, before, after in cache.ssm_parts(slots, new):
+            y[at] += ssm_scan(scaled[at], decay[at], b[at], c[at], before, after)
+        return y.flatten(2)
 
 
 def _of_equal_length(batch: ForwardBatch) -> Iterator[tuple[list[int], Tensor | slice, int]]:

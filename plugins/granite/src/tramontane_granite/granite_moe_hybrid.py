@@ -79,7 +79,6 @@ class GraniteMoeHybridConfig(DecoderConfig):
     mamba_d_state: int = 256
     mamba_d_conv: int = 4
     mamba_expand: int = 2
-    mamba_chunk_size: int = 256
     mamba_conv_bias: bool = True
     mamba_proj_bias: bool = False
     time_step_limit: tuple[float, ...] = (0.0, float("inf"))
@@ -106,8 +105,9 @@ class GraniteMoeHybridConfig(DecoderConfig):
             raise ConfigError("logits_scaling is 0, and logits are divided by it")
 
     def _check_mamba(self) -> None:
-        sizes = ("n_heads", "d_head", "n_groups", "d_state", "chunk_size")
-        check_positive(self, *(f"mamba_{size}" for size in sizes))
+        check_positive(
+            self, *(f"mamba_{size}" for size in ("n_heads", "d_head", "n_groups", "d_state"))
+        )
         if self.mamba_d_conv < 2:
             raise ConfigError(f"mamba_d_conv is {self.mamba_d_conv}; a convolution sees 2 or more")
         inner = self.mamba_n_heads * self.mamba_d_head
@@ -183,7 +183,6 @@ class GraniteMoeHybridLayer(nn.Module):
             self.mamba = Mamba2(
                 hidden,
                 **_mamba_sizes(config),
-                chunk_size=config.mamba_chunk_size,
                 act=config.hidden_act,
                 eps=eps,
                 bias=config.mamba_proj_bias,
