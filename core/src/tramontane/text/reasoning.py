@@ -50,7 +50,7 @@ class ReasoningSplitter:
         self._trim = False
         # A tag that may come next, after nothing but white space, which then goes with it.
         self._next: str | None = None if inside else OPEN
-        self._tags = (CLOSE,) if inside else (OPEN,)
+        self._tags: tuple[str, ...] = (CLOSE,) if inside else (OPEN,)
 
     @classmethod
     def for_prompt(cls, template_source: str | None, prompt: str) -> ReasoningSplitter | None:
