@@ -5,7 +5,7 @@
 #   make test             the fast tests; P=plugins/cli for one folder, ARGS="-k name -x" for pytest
 #   make test-all         every test, the slow ones too
 #   make check            formatting, lint, types, one-way imports
-#   make docs             run every sample of the documentation and check its links
+#   make docs             write docs/models.md, run every sample of the documentation, check links
 #   make bench            measure speed on this machine
 #   make clean            remove what the above have made
 
@@ -58,6 +58,7 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 docs: $(STAMP)
+	$(BIN)/python docs/write_models.py
 	$(PYTEST) -n 0 docs README.md CONTRIBUTING.md $(ARGS)
 
 bench: $(STAMP)

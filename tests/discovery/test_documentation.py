@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import tomllib
@@ -81,3 +82,26 @@ def test_the_hint_table_says_what_the_plugins_provide():
             if kind == "architectures":
                 names = {name for spec in specs for name in spec.hf_names}
                 assert names == set(row.get("hf_names", ())), extra
+
+
+def test_the_page_of_models_is_what_the_plugins_declare():
+    script = ROOT / "docs" / "write_models.py"
+    spec = importlib.util.spec_from_file_location("write_models", script)
+    writer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    written = writer.PAGE.read_text(encoding="utf-8")
+    assert written == writer.page(PluginManager()), "run make docs"
+
+
+def test_the_readme_names_what_brings_models():
+    """Every released extra with architectures, and none that is not there yet."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"^\| Architectures \|.*$", table, re.MULTILINE)
+    released = {
+        name
+        for name, extra in known_extras().items()
+        if extra.get("architectures") and extra.get("released", True)
+    }
+    assert set(re.findall(r"tramontane\[([\w-]+)\]", row)) == released
+    extras = set(re.findall(r"tramontane\[([\w-]+)\]", table))
+    assert all(known_extras().get(name, {}).get("released", True) for name in extras)

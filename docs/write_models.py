@@ -1,0 +1,67 @@
+"""Writes ``models.md`` from what the installed plug-ins declare; ``make docs`` runs it, and a test
+compares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tramontane.hooks import ArchitectureSpec, PluginManager, plugin_manager
+from tramontane.hooks.known import known_extras
+
+PAGE = Path(__file__).with_name("models.md")
+
+KINDS = {
+    "text": ("Text models", "`Which.Plain`, and from GGUF files `Which.GGUF`"),
+    "vision": ("Vision models", "`Which.VisionPlain`"),
+    "embedding": ("Embedding models", "`Which.Embedding`"),
+    "diffusion": ("Image models", "`Which.DiffusionPlain`"),
+    "speech": ("Speech models", "`Which.Speech`"),
+}
+"""Kind of model → heading, and how it is selected."""
+
+INTRODUCTION = """\
+# Models
+
+<!-- Written by docs/write_models.py from what the plug-ins declare: run `make docs`. -->
+
+A checkpoint is recognized by `architectures` in its `config.json`, or by `general.architecture` in
+its GGUF file; nothing has to be named. `arch=` takes the name in the first column where a
+checkpoint says otherwise. GGUF files of Mistral and Mixtral call themselves `llama`, those of
+DeepSeek V3 `deepseek2`. What is not here yet can be [added](add_architecture.md)."""
+
+
+def page(plugins: PluginManager | None = None) -> str:
+    """The text of the page, for this project's own distributions."""
+    plugins = plugins or plugin_manager()
+    specs = [
+        (extra, spec)
+        for extra, row in known_extras().items()
+        for spec in plugins.specs("architectures")
+        if plugins.owner(spec).distribution == row["distribution"]
+    ]
+    parts = [INTRODUCTION]
+    for kind, (heading, selected) in KINDS.items():
+        rows = [(extra, spec) for extra, spec in specs if spec.kind == kind]
+        if rows:
+            parts.append(f"## {heading}\n\nSelected by {selected}.\n\n{_table(rows)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Iterable[tuple[str, ArchitectureSpec]]) -> str:
+    lines = ["| Architecture | What it is | `config.json` | GGUF | Install |"]
+    lines.append("|---|---|---|---|---|")
+    lines += (f"| {' | '.join(_cells(extra, spec))} |" for extra, spec in rows)
+    return "\n".join(lines)
+
+
+def _cells(extra: str, spec: ArchitectureSpec) -> Iterator[str]:
+    yield f"`{spec.name}`"
+    yield spec.summary
+    yield ", ".join(f"`{name}`" for name in spec.hf_names)
+    yield ", ".join(f"`{name}`" for name in spec.gguf_names) or "—"
+    yield f"`tramontane[{extra}]`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
