@@ -24,8 +24,8 @@ from tramontane.nn.mlp import activation
 from tramontane.protocols.batch import ForwardBatch
 
 CHUNK_SIZE = 64
-"""Tokens computed as in attention. It changes the speed only; a checkpoint's ``mamba_chunk_size`` is
-meant for its own kernels."""
+"""Tokens computed as in attention. It changes the speed only: the ``mamba_chunk_size`` of a
+checkpoint is meant for kernels of its own."""
 
 
 def causal_conv(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
