@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tramontane.hooks import PluginManager
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.nn import PackedExpertLinear
 from tramontane_gpt_oss import plugin
+from tramontane_testkit.gguf_files import gguf_of
 from tramontane_testkit.models import VOCAB_SIZE, hf_model, save_hf
 from tramontane_testkit.stepping import Stepper
 
@@ -25,8 +27,8 @@ EXPERTS, INNER, HIDDEN = 4, 32, 64
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint laid out like the published ones."""
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in float32."""
     model = hf_model(
         "GptOssForCausalLM",
         hidden_size=HIDDEN,
@@ -37,7 +39,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sliding_window=8,
         num_hidden_layers=2,
     )
-    path = save_hf(model, tmp_path_factory.mktemp("mxfp4"))
+    return save_hf(model, tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def directory(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, packed and laid out like the published ones."""
+    path = tmp_path_factory.mktemp("mxfp4")
+    shutil.copytree(plain, path, dirs_exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in load_file(path / "model.safetensors").items():
         if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
@@ -93,6 +102,21 @@ def test_packed_experts_equal_those_transformers_unpacks(
     assert up.codes.data_ptr() - gate.codes.data_ptr() == HIDDEN // 2
     stored = load_file(directory / "model.safetensors")
     assert loaded.weight_bytes == sum(t.nbytes for t in stored.values())
+
+
+def test_gguf_with_the_same_experts_is_the_same_model(
+    plain: Path, directory: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tramontane_gguf", reason="tramontane-gguf is not installed")
+    gguf_of(plain, tmp_path / "m.gguf", "gpt-oss", packed={"_exps.weight": "MXFP4"})
+    found = load_text(LoadRequest(model_id=str(tmp_path), files=["m.gguf"], dtype="f32"))
+    expected = load_text(LoadRequest(model_id=str(directory), dtype="f32"))
+    for mine, theirs in zip(found.model.modules(), expected.model.modules(), strict=True):
+        if isinstance(mine, PackedExpertLinear):
+            assert mine.packed.format == "gguf.mxfp4"
+            assert torch.equal(mine.packed.dequantize(), theirs.packed.dequantize())
+    prompt = list(range(40))
+    torch.testing.assert_close(logits(found, prompt), logits(expected, prompt))
 
 
 def test_native_kernels_answer_alike(directory: Path) -> None:

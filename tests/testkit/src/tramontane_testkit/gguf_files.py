@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -60,14 +61,22 @@ def tiny_gguf(path: Path, seed: int = 0, **overrides: Any) -> Path:
         return gguf_of(tiny_llama(Path(directory), seed, **overrides), path, "llama")
 
 
-def gguf_of(directory: Path, path: Path, architecture: str, *, halves: bool = True) -> Path:
-    """Convert a directory of `tramontane_testkit.models.save_hf` to one file in F32; the file.
+def gguf_of(
+    directory: Path,
+    path: Path,
+    architecture: str,
+    *,
+    halves: bool = True,
+    packed: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Convert a directory of `tramontane_testkit.models.save_hf` to one file; the file.
 
     Args:
         directory: ``config.json`` and ``model.safetensors``.
         path: the file to write.
         architecture: value of ``general.architecture``.
         halves: for ``deepseek2``, see `tramontane_testkit.gguf_deepseek.deepseek_tensors`.
+        packed: end of a tensor's name, ``"_exps.weight"`` → ggml type; all others are in F32.
     """
     import gguf
 
@@ -89,7 +98,11 @@ def gguf_of(directory: Path, path: Path, architecture: str, *, halves: bool = Tr
         add[type(value)](f"{architecture}.{key}", value)
     _add_tokenizer(writer)
     for name, array in _renamed(tensors, config, architecture).items():
-        writer.add_tensor(name, array)
+        kinds = [gguf.GGMLQuantizationType[k] for end, k in packed.items() if name.endswith(end)]
+        if kinds:
+            writer.add_tensor(name, gguf.quantize(array, kinds[0]), raw_dtype=kinds[0])
+        else:
+            writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
