@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tramontane.cache import FullAttention
+from tramontane.cache import FullAttention, RecurrentState
 from tramontane.errors import ConfigError, MemoryPlanError
 from tramontane.loading import device as device_module
 from tramontane.loading import dtype as dtype_module
@@ -190,25 +190,34 @@ def test_a_cache_of_another_dtype():
     assert found.cache_dtype is torch.float8_e4m3fn
 
 
-def test_recurrent_state_is_counted_for_every_sequence():
-    class State:
-        def bytes_per_token(self, dtype):
-            return 0
-
-        def bytes_per_seq(self, dtype):
-            return 10 * MIB
-
-    found = plan_memory(
-        inventory=inventory(),
-        specs=[State()],
+def recurrent_plan(total=16 * GIB, *, elements=1_000_000_000, **request):
+    spec = RecurrentState((4, 128), (8, 64, 127))
+    assert spec.bytes_per_seq(BF16) == 2 * 256 * 1024  # before a step and after it
+    return plan_memory(
+        inventory=inventory(elements),
+        specs=[spec] * 20,
         max_positions=100,
-        request=CacheRequest(max_seqs=8),
+        request=CacheRequest(max_seqs=8, **request),
         dtype=BF16,
         device=CPU,
-        room=Room(16 * GIB, 16 * GIB),
+        room=Room(total, total),
     )
+
+
+def test_recurrent_state_is_counted_for_every_sequence():
+    found = recurrent_plan()
     assert found.cache_bytes == 80 * MIB
     assert found.max_seq_len == 100
+
+
+@pytest.mark.parametrize("request_", [{"cache_bytes": 4 * GIB}, {"cache_fraction": 0.9}])
+def test_blocks_that_take_nothing_are_as_many_as_are_of_use(request_):
+    assert recurrent_plan(**request_).num_blocks == 8 * 4  # eight sequences of 100 tokens
+
+
+def test_states_that_do_not_fit_name_what_makes_them_fewer():
+    with pytest.raises(MemoryPlanError, match=r"80.0 MiB for the states of 8 sequences \(max_seqs"):
+        recurrent_plan(GIB, elements=480_000_000)
 
 
 def test_weights_that_do_not_fit_name_formats_that_would():

@@ -106,7 +106,7 @@ def plan_memory(
     reserve = max(room.total // 50, min(512 << 20, room.total // 16))
     free = room.available - weights - max(reserve, inventory.largest_bytes) - states
     if free <= 0:
-        raise _weights_do_not_fit(inventory, dtype, device, room)
+        raise _weights_do_not_fit(inventory, dtype, device, room, states, request.max_seqs)
 
     block_bytes = max(token_bytes * request.block_size, 1)
 
@@ -114,6 +114,7 @@ def plan_memory(
         return -(-tokens // request.block_size) * count
 
     planned = min(request.planned_seq_len, max_positions)
+    wanted = max(blocks_for(planned, request.max_seqs), blocks_for(max_positions))
     if request.context_len is not None:
         blocks = blocks_for(request.context_len)
     elif request.cache_fraction is not None:
@@ -123,13 +124,14 @@ def plan_memory(
     elif request.cache_bytes is not None:
         blocks = request.cache_bytes // block_bytes
     else:
-        wanted = max(blocks_for(planned, request.max_seqs), blocks_for(max_positions))
         least = blocks_for(planned, request.planned_batch_size)
         # The CPU's memory is everybody's: unasked, half of what is left suffices.
         share = free // 2 if device.type == "cpu" else free * 9 // 10
         # The budget is every model's.
         share = share if left is None else min(share, left // 2)
         blocks = max(min(wanted, share // block_bytes), least)
+    if not token_bytes:  # blocks that take nothing: as many as are of use, not as fit
+        blocks = min(blocks, wanted)
     if blocks < 1 or blocks * block_bytes > free:
         raise _cache_does_not_fit(
             request, max(blocks, 1), block_bytes, weights, free, planned, device, room
@@ -145,7 +147,12 @@ def plan_memory(
 
 
 def _weights_do_not_fit(
-    inventory: Inventory, dtype: torch.dtype, device: torch.device, room: Room
+    inventory: Inventory,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: Room,
+    states: int,
+    max_seqs: int,
 ) -> MemoryPlanError:
     weights = inventory.bytes_as(dtype)
     count = sum(inventory.elements.values())
@@ -159,9 +166,12 @@ def _weights_do_not_fit(
         advice = f"even smaller formats do not fit: {', '.join(smaller)}; take a smaller model"
     else:
         advice = "take a file of a smaller quantization, or a smaller model"
+    kept_states = ""
+    if states:
+        kept_states = f" and {_size(states)} for the states of {max_seqs} sequences (max_seqs)"
     return MemoryPlanError(
-        f"the weights need {_size(weights)} in {_name(dtype)}, beside working memory and the "
-        f"state of every sequence; {device} has {_size(room.available)} free of "
+        f"the weights need {_size(weights)} in {_name(dtype)}, beside working memory{kept_states}; "
+        f"{device} has {_size(room.available)} free of "
         f"{_size(room.total)}: {advice} (in_situ_quant, dtype), or free memory"
     )
 
