@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from attrs import evolve
 
 from tramontane.api import McpClientConfigPy, McpServerConfigPy, McpServerSourcePy
 from tramontane_mcp_client.client import McpClient
@@ -275,6 +278,97 @@ def test_closing_ends_processes_calls_and_the_thread() -> None:
     assert not set(threading.enumerate()) - before
     with pytest.raises(McpError, match="closed"):
         mcp.call("add", {"a": 1, "b": 2})
+
+
+def test_servers_come_and_go() -> None:
+    with serving("http") as (source, _), client(config(source, "first")) as mcp:
+        assert "add" in mcp.tools
+        mcp.add_server(config(STDIO_SOURCE, "second", tool_prefix="p", resources=["file://**"]))
+        assert mcp.call("p_add", {"a": 1, "b": 2}) == "3"
+        assert mcp.resources()["second"][0] == "file:///notes/today.txt"
+        assert mcp.resources()["first"] == ()
+        with pytest.raises(McpError, match="'second' already"):
+            mcp.add_server(config(source, "second"))
+        family = psutil.Process().children(recursive=True)
+        failures: list[str] = []
+
+        def hang() -> None:
+            try:
+                mcp.call("p_slow", {})
+            except McpError as error:
+                failures.append(str(error))
+
+        caller = threading.Thread(target=hang)
+        caller.start()
+        time.sleep(0.2)
+        mcp.remove_server("second")
+        caller.join(60)
+        assert len(failures) == 1
+        assert not any(process.is_running() for process in family)
+        assert list(mcp.status()) == ["first"]
+        assert not any(name.startswith("p_") for name in mcp.tools)
+        with pytest.raises(McpError, match="'second'; there are: first"):
+            mcp.remove_server("second")
+        mcp.add_server(config(Process("no-such-program", []), "second"))
+        assert "no-such-program" in (mcp.status()["second"].error or "")
+        assert mcp.call("add", {"a": 1, "b": 2}) == "3"
+
+
+@pytest.mark.parametrize("way", ["http", "websocket"])
+def test_the_sources_own_limit_of_time(way: str) -> None:
+    with serving(way) as (source, _):
+        impatient = evolve(source, timeout_secs=0.5)
+        with client(config(impatient), tool_timeout_secs=60) as mcp:
+            assert "slow" in mcp.tools
+            with pytest.raises(McpError, match=r"timed out after 0\.5 seconds"):
+                mcp.call("slow", {})
+            assert mcp.call("add", {"a": 1, "b": 2}) == "3"
+
+
+@pytest.mark.parametrize("kind", [Http, WebSocket])
+def test_a_server_that_takes_connections_and_says_nothing(kind: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        scheme = "http" if kind is Http else "ws"
+        url = f"{scheme}://127.0.0.1:{mute.getsockname()[1]}/mcp"
+        with client(config(kind(url, timeout_secs=0.3))) as mcp:
+            assert not mcp.tools
+            status = mcp.status()["s"]
+            assert status.state in ("waiting", "connecting")
+            assert status.error
+
+
+def test_tries_come_ever_more_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[float] = []
+    refuse = Http("http://127.0.0.1:9/mcp")
+    mcp = client(config(refuse))
+    opened = mcp._open_transport
+
+    def noted(server: McpServerConfigPy) -> Any:
+        times.append(time.monotonic())
+        return opened(server)
+
+    monkeypatch.setattr(mcp._servers[0], "_open_transport", lambda: noted(config(refuse)))
+    with mcp:
+        until(lambda: len(times) >= 6)
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert all(gap >= 0.05 * 2**n * 0.75 for n, gap in enumerate(gaps))
+
+
+@pytest.mark.parametrize("way", ["http events", "http json", "http session", "websocket"])
+def test_an_answer_beyond_all_measure_harms_one_call(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, options = WAYS[way]
+    monkeypatch.setattr(f"tramontane_mcp_{kind}.transport.MAX_MESSAGE_BYTES", 1 << 20)
+    with (
+        serving(kind, **options) as (source, _),
+        client(config(source), tool_timeout_secs=10) as mcp,
+    ):
+        assert "huge" in mcp.tools
+        with pytest.raises(McpError, match="huge of Server s"):
+            mcp.call("huge", {"size": 2 << 20})
+        until(lambda: mcp.status()["s"].state == "connected")
+        assert mcp.call("add", {"a": 1, "b": 2}) == "3"
 
 
 def test_tools_are_offered_only_when_asked_for() -> None:

@@ -63,16 +63,17 @@ class McpClient:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._servers = [
-            Server(
-                server,
-                partial(self._open_transport, server),
-                tool_timeout_secs=config.tool_timeout_secs or DEFAULT_TOOL_TIMEOUT_SECS,
-                retry_secs=retry_secs,
-                on_change=self._refresh,
-            )
-            for server in config.servers
-        ]
+        self._retry_secs = retry_secs
+        self._servers = [self._new_server(server) for server in config.servers]
+
+    def _new_server(self, config: McpServerConfigPy) -> Server:
+        return Server(
+            config,
+            partial(self._open_transport, config),
+            tool_timeout_secs=self._config.tool_timeout_secs or DEFAULT_TOOL_TIMEOUT_SECS,
+            retry_secs=self._retry_secs,
+            on_change=self._refresh,
+        )
 
     # Life ---------------------------------------------------------------------------------
 
@@ -131,6 +132,7 @@ class McpClient:
 
     async def _serve(self) -> None:
         async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
             for server in self._servers:
                 tasks.start_soon(server.run)
             tasks.start_soon(self._settle)
@@ -206,16 +208,22 @@ class McpClient:
             async with self._permits:
                 return await exchange
 
+        try:
+            return self._in_loop(within_limit())
+        except McpError:
+            exchange.close()  # in case its turn never came
+            raise
+
+    def _in_loop(self, exchange: Coroutine[Any, Any, T]) -> T:
         self._settled.wait()
         with self._lock:
             if self._closed:
                 exchange.close()
                 raise McpError("the MCP client has been closed")
-            answer = asyncio.run_coroutine_threadsafe(within_limit(), self._loop)
+            answer = asyncio.run_coroutine_threadsafe(exchange, self._loop)
         try:
             return answer.result()
         except concurrent.futures.CancelledError:
-            exchange.close()
             raise McpError("the MCP client was closed during the call") from None
         except BaseException:
             answer.cancel()  # such as Ctrl-C here: nobody waits for it any more
@@ -227,12 +235,54 @@ class McpClient:
         """How each server is doing, by its id."""
         return {
             server.id: server.status(
-                self._table.names_of(server.id),
-                self._table.refused.get(server.id, {}),
-                type(config.source).__name__.lower(),
+                self._table.names_of(server.id), self._table.refused.get(server.id, {})
             )
-            for server, config in zip(self._servers, self._config.servers, strict=True)
+            for server in self._servers
         }
+
+    def add_server(self, config: McpServerConfigPy) -> None:
+        """Connect to one more server. Returns when it has answered or failed once, but no later
+        than after `SETTLE_SECS`; what came of it, `status` says.
+
+        Raises:
+            McpError: there is a server of that id.
+        """
+
+        async def add() -> None:
+            if any(server.id == config.id for server in self._servers):
+                raise McpError(f"there is an MCP server of id {config.id!r} already; remove it")
+            server = self._new_server(config)
+            self._servers = [*self._servers, server]
+            self._tasks.start_soon(server.run)
+            with anyio.move_on_after(SETTLE_SECS):
+                await server.settled.wait()
+            self._refresh()
+
+        self.start()
+        self._in_loop(add())
+
+    def remove_server(self, server_id: str) -> None:
+        """End a server's connection, or its process, and forget it; calls under way fail.
+
+        Raises:
+            McpError: no server of that id.
+        """
+
+        async def remove() -> None:
+            server = self._server(server_id)
+            self._servers = [other for other in self._servers if other is not server]
+            await server.stop()
+            self._refresh()
+
+        self.start()
+        self._in_loop(remove())
+
+    def resources(self) -> dict[str, tuple[str, ...]]:
+        """URIs of the resources that each connected server lists and its patterns permit, by its
+        id. Servers may give others that they do not list."""
+        self.start()
+        self._settled.wait()
+        return {server.id: server.resources for server in self._servers if server.connected}
 
     def reconnect(self, server_id: str) -> None:
         """End a server's connection, or its wait for the next try, and connect again now.

@@ -105,6 +105,7 @@ class Server:
         self.id = config.id
         self.prefix = config.tool_prefix
         self.tools: tuple[Tool, ...] = ()
+        self.resources: tuple[str, ...] = ()
         self.state: State = "connecting" if config.enabled else "disabled"
         self.error: str | None = None
         self.attempts = 0
@@ -119,6 +120,8 @@ class Server:
         self._lost = anyio.Event()
         self._changed = anyio.Event()
         self._retry_now = anyio.Event()
+        self._life: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
 
     @property
     def connected(self) -> bool:
@@ -145,26 +148,37 @@ class Server:
     # Connecting ---------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Connect, and connect again whenever the connection ends, until cancelled."""
+        """Connect, and connect again whenever the connection ends, until cancelled or stopped."""
         try:
-            delay = self._retry_secs
-            while self.state not in ("disabled", "failed"):
-                since = anyio.current_time()
-                await self._try()
-                if self.state == "failed":
-                    return
-                lasted = anyio.current_time() - since
-                if lasted >= STABLE_SECS:
-                    delay = self._retry_secs
-                # Spread, lest the clients of a server that comes back arrive all at once.
-                with anyio.move_on_after(delay * random.uniform(0.75, 1.25)):
-                    await self._retry_now.wait()
-                self._retry_now = anyio.Event()
-                delay = min(delay * 2, LONGEST_RETRY_SECS)
+            with anyio.CancelScope() as self._life:
+                await self._keep_connected()
         finally:
             self.settled.set()
             if self.state not in ("disabled", "failed"):
                 self.state = "closed"
+            self._ended.set()
+
+    async def stop(self) -> None:
+        """End `run`, and wait for its end."""
+        if self._life is not None:
+            self._life.cancel()
+            await self._ended.wait()
+
+    async def _keep_connected(self) -> None:
+        delay = self._retry_secs
+        while self.state not in ("disabled", "failed"):
+            since = anyio.current_time()
+            await self._try()
+            if self.state == "failed":
+                return
+            lasted = anyio.current_time() - since
+            if lasted >= STABLE_SECS:
+                delay = self._retry_secs
+            # Spread, lest the clients of a server that comes back arrive all at once.
+            with anyio.move_on_after(delay * random.uniform(0.75, 1.25)):
+                await self._retry_now.wait()
+            self._retry_now = anyio.Event()
+            delay = min(delay * 2, LONGEST_RETRY_SECS)
 
     def reconnect(self) -> None:
         """End the connection, or the wait for the next try."""
@@ -284,6 +298,9 @@ class Server:
             resources: list[types.Resource] = []
             async for listing in _pages(client.list_resources):
                 resources += listing.resources
+            self.resources = tuple(
+                str(one.uri) for one in resources if self._patterns.permit(str(one.uri))
+            )
             description = self._patterns.reader_description(self._config.name, resources)
             tools.append(Tool(READER_NAME, description, READER_PARAMETERS, self._read_resource))
         self.tools = tuple(tools)
@@ -355,13 +372,13 @@ class Server:
                 f"{what} of {self._config.name} answered against the protocol: {why}"
             ) from error
 
-    def status(self, names: tuple[str, ...], refused: Mapping[str, str], via: str) -> ServerStatus:
-        """How it is doing. ``names``, ``refused`` and ``via`` are what its client knows of it."""
+    def status(self, names: tuple[str, ...], refused: Mapping[str, str]) -> ServerStatus:
+        """How it is doing. ``names`` and ``refused`` are what its client knows of it."""
         server, protocol = self.identity
         return ServerStatus(
             id=self.id,
             name=self._config.name,
-            transport=via,
+            transport=type(self._config.source).__name__.lower(),
             state=self.state,
             error=self.error,
             attempts=self.attempts,

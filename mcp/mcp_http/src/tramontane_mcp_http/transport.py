@@ -13,7 +13,7 @@ from tramontane.api import McpServerSourcePy
 from tramontane.api.mcp_config import DEFAULT_HTTP_TIMEOUT_SECS
 
 MAX_MESSAGE_BYTES = 64 << 20
-"""Of one event in a stream. A server that sends more has lost its way."""
+"""Of one answer, or one event in a stream. A server that sends more has lost its way."""
 
 
 class HttpTransport:
@@ -42,14 +42,16 @@ class HttpTransport:
         limit = self._source.timeout_secs or DEFAULT_HTTP_TIMEOUT_SECS
         refusals: list[str] = []
 
-        async def note_refusal(response: httpx2.Response) -> None:
+        async def look_at(response: httpx2.Response) -> None:
+            if "text/event-stream" not in response.headers.get("content-type", ""):
+                response.stream = _Bounded(response.stream)
             if response.status_code >= 400:
                 refusals.append(f"HTTP {response.status_code} {response.reason_phrase}".strip())
 
         client = httpx2.AsyncClient(
             headers=self._headers,
             timeout=httpx2.Timeout(limit, read=None),
-            event_hooks={"response": [note_refusal]},
+            event_hooks={"response": [look_at]},
         )
         try:
             async with (
@@ -64,3 +66,21 @@ class HttpTransport:
             if refusals:
                 error.add_note(f"the server answered {refusals[-1]}")
             raise
+
+
+class _Bounded(httpx2.AsyncByteStream):
+    """A body that fails when it exceeds `MAX_MESSAGE_BYTES`."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        left = MAX_MESSAGE_BYTES
+        async for chunk in self._body:
+            left -= len(chunk)
+            if left < 0:
+                raise httpx2.ReadError(f"the answer exceeds {MAX_MESSAGE_BYTES:,} bytes")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self._body.aclose()
