@@ -24,8 +24,10 @@ def test_bytes_are_what_is_allocated():
     assert allocate(spec, 5).nbytes == 5 * spec.bytes_per_seq(torch.bfloat16)
 
 
-def test_states_go_from_slot_to_slot_and_begin_at_zero():
+@pytest.mark.parametrize("singly", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_states_go_from_slot_to_slot_and_begin_at_zero(singly):
     cache = allocate(RecurrentState((3, 10), (2, 4, 8)), 3)
+    cache._singly = singly
     cache.conv.normal_()
     cache.ssm.normal_()
     conv_was, ssm_was = cache.conv.clone(), cache.ssm.clone()

@@ -135,14 +135,30 @@ def test_rubbish_in_unused_slots_is_never_read():
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
 
 
-def test_a_forward_may_be_run_again():
+@pytest.mark.parametrize("singly", [True, False], ids=["as on a CPU", "as on a GPU"])
+def test_a_forward_may_be_run_again(singly):
     model = Layer()
     stepper = Stepper(model, None)
+    stepper._caches[0]._singly = singly
     stepper.add("a", list(range(12)))
     stepper.add("b", list(range(20, 25)))
-    stepper.step({"a": 3, "b": 2})
+    first = stepper.step({"a": 3, "b": 2})
+    assert torch.isfinite(torch.cat([*first.values()])).all()
     batch = stepper._batch({"a": 9, "b": 1})
     with torch.inference_mode():
         once = model(batch, stepper._caches)
         again = model(batch, stepper._caches)
     assert torch.equal(once, again)
+
+
+def test_sequences_at_once_equal_one_after_the_other():
+    model = Layer()
+    results = []
+    for singly in (True, False):
+        stepper = Stepper(model, None)
+        stepper._caches[0]._singly = singly
+        for i in range(4):
+            stepper.add(str(i), [i, i + 1, i + 2, i + 3])
+        stepper.step({"0": 2, "1": 2, "3": 1})
+        results.append([*stepper.step({"3": 1, "0": 1, "2": 1, "1": 1}).values()])
+    torch.testing.assert_close(*results)

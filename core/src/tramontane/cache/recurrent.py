@@ -70,6 +70,7 @@ class StateSlots:
         device: torch.device | str = "cpu",
     ) -> None:
         device = torch.device(device)
+        self._singly = device.type == "cpu"
         self.conv = zeros((num_slots, *conv), STATE_DTYPE, device)
         self.ssm = zeros((num_slots, *ssm), STATE_DTYPE, device)
 
@@ -109,7 +110,7 @@ class StateSlots:
             Which sequences; their states [b, num_heads, head_dim, state_size]; and where to write
             the states after this step, of the same shape and perhaps the same tensor.
         """
-        if self.ssm.device.type == "cpu":
+        if self._singly:
             for i, (read, write) in enumerate(slots.tolist()):
                 after = self.ssm[write : write + 1]
                 before = after.zero_() if i in new else self.ssm[read : read + 1]
