@@ -13,6 +13,7 @@ def tramontane_quantizers() -> Iterable[QuantizerSpec]:
         QuantizerSpec(
             name="mxfp4",
             target="tramontane_mxfp4.quantizer:Mxfp4Quantizer",
+            isq_aliases=("mxfp4",),
             hf_methods=("mxfp4",),
             summary="4-bit floats in blocks of 32 with a shared exponent",
         )
