@@ -152,14 +152,15 @@ def _layer_types(data: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _mamba_head_dim(data: Mapping[str, Any]) -> int:
     """``mamba_d_head``, which may be ``"auto"``: the inner width shared out over the heads."""
-    given = data.get("mamba_d_head", "auto")
-    if given == "auto":
-        sizes = {"mamba_expand": 2, "hidden_size": 0, "mamba_n_heads": 128}
-        expand, hidden, heads = (
-            check_type(key, data.get(key, default), "int") for key, default in sizes.items()
-        )
-        return int(expand * hidden // max(heads, 1))
-    return int(check_type("mamba_d_head", given, "int"))
+    given = data.get("mamba_d_head")
+    if given is not None and given != "auto":
+        return int(check_type("mamba_d_head", given, "int"))
+    defaults = {"mamba_expand": 2, "hidden_size": 0, "mamba_n_heads": 128}
+    expand, hidden, heads = (
+        check_type(key, default if data.get(key) is None else data[key], "int")
+        for key, default in defaults.items()
+    )
+    return int(expand * hidden // max(heads, 1))
 
 
 def _mamba_sizes(config: GraniteMoeHybridConfig) -> dict[str, int]:
