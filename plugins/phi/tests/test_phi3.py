@@ -3,12 +3,14 @@
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
+from tramontane import Runner, Which
 from tramontane.errors import CheckpointError, ConfigError
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane_phi.phi3 import Phi3Config
 from tramontane_testkit import ArchitectureContract
-from tramontane_testkit.models import hf_model, save_hf
+from tramontane_testkit.models import SPECIALS, hf_model, save_hf
 
 
 def longrope(original: int, size: int = 4, share: float = 1.0) -> dict[str, Any]:
@@ -87,3 +89,39 @@ def test_fused_tensor_of_another_shape_is_refused(tmp_path: Any) -> None:
     file.write_text(text, "utf-8")
     with pytest.raises(CheckpointError, match=r"qkv_proj.weight has length 64 .* 32 \+ 8 \+ 8"):
         load_text(LoadRequest(model_id=str(directory), dtype="f32"))
+
+
+@pytest.fixture(scope="module")
+def switching(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """A model that changes its factors after 64 tokens: the reference, and its directory."""
+    reference = hf_model("Phi3ForCausalLM", **longrope(64))
+    return reference, str(save_hf(reference, tmp_path_factory.mktemp("switching")))
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_kv_cache": True}, {"prefix_cache_n": 0}])
+@pytest.mark.parametrize("length", [40, 63, 64, 65])
+def test_growing_past_the_switch_equals_generate(
+    switching: tuple[Any, str], length: int, settings: dict[str, Any]
+) -> None:
+    """``generate`` drops its cache there; each token is that of the whole text so far."""
+    reference, directory = switching
+    prompt = "".join(chr(97 + i * i % 26) for i in range(length))
+    ids = torch.tensor([list(prompt.encode())])
+    with torch.inference_mode():
+        whole = reference.generate(ids, max_new_tokens=40, do_sample=False, eos_token_id=None)
+    expected = whole[0, length:].tolist()
+    with Runner(which=Which.Plain(directory, dtype="f32"), **settings) as runner:
+        request = {"prompt": prompt, "max_tokens": 40, "temperature": 0.0, "ignore_eos": True}
+        first = tokens_of(runner, request)
+        again = tokens_of(runner, request)  # what the first one left in the cache fits
+        restarts = runner.stats()["restarts"]
+    assert first == again == expected
+    assert restarts == (2 if length <= 64 and "no_kv_cache" not in settings else 0)
+
+
+def tokens_of(runner: Runner, request: dict[str, Any]) -> list[int]:
+    """Token ids of the answer, which is no text but the bytes of each."""
+    answer = runner.send_completion_request({**request, "logprobs": True})
+    ids = {bytes([token_id]): token_id for token_id in range(256)}
+    ids |= {special.encode(): 257 + i for i, special in enumerate(SPECIALS)} | {b"\xff\xff": 256}
+    return [ids[bytes(entry.bytes)] for entry in answer.choices[0].logprobs.content]

@@ -174,7 +174,7 @@ class BlockManager:
 
     def _extend_keys(self, seq: Sequence, num_tokens: int) -> None:
         keys = seq.block_keys
-        parent = keys[-1] if keys else seq.cache_root
+        parent = keys[-1] if keys else seq.regime + seq.cache_root
         for start in range(len(keys) * self.block_size, num_tokens, self.block_size):
             if start + self.block_size > num_tokens:
                 break

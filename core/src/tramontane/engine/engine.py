@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -55,6 +55,9 @@ class Engine:
         block_size: tokens a KV block; the executor's.
         seed: makes sampling without a seed of its own repeatable, by order of `sequence` calls.
         vocab_size: rows of the embedding, to refuse prompts with ids beyond; None not to check.
+        regime: digest of what the keys of a sequence of so many tokens depend on beside them.
+        switch_len: tokens after which that changes, so that a sequence which grows past them is
+            computed anew; None where it never does.
 
     Attributes:
         max_seq_len: tokens of the longest sequence served: the model's context, or what the
@@ -75,6 +78,8 @@ class Engine:
         block_size: int = 32,
         seed: int | None = None,
         vocab_size: int | None = None,
+        regime: Callable[[int], bytes] | None = None,
+        switch_len: int | None = None,
     ) -> None:
         if max_seqs < 1:
             raise ValidationError(f"max_seqs must be at least 1, not {max_seqs}.")
@@ -92,6 +97,8 @@ class Engine:
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
+        self._regime = regime or (lambda num_tokens: b"")
+        self._switch_len = None if no_kv_cache else switch_len
         self._max_seqs = max_seqs
         self._max_step_tokens = max_step_tokens
         self._recurrent = executor.recurrent
@@ -149,6 +156,7 @@ class Engine:
             seed=seed,
             ignore_eos=ignore_eos,
             cache_root=cache_root,
+            regime=self._regime(len(prompt_ids)),
             new_text=new_text,
             shown=shown,
             constraint=constraint,
@@ -197,8 +205,9 @@ class Engine:
 
         ``waiting``, ``running``: sequences now. ``blocks_total``, ``blocks_used``,
         ``blocks_cached`` (idle, content kept). ``prefix_hit_tokens`` of
-        ``prefix_lookup_tokens``, ``prefix_evictions``. ``preemptions``, ``steps``,
-        ``prompt_tokens``, ``generated_tokens``, ``busy_secs`` (time in steps).
+        ``prefix_lookup_tokens``, ``prefix_evictions``. ``preemptions``, ``restarts`` (at
+        ``switch_len``), ``steps``, ``prompt_tokens``, ``generated_tokens``, ``busy_secs`` (time in
+        steps).
         """
         scheduler = self._scheduler
         blocks = scheduler.blocks
@@ -212,6 +221,7 @@ class Engine:
             "prefix_lookup_tokens": blocks.lookup_tokens,
             "prefix_evictions": blocks.evictions,
             "preemptions": scheduler.num_preemptions,
+            "restarts": scheduler.num_restarts,
             "steps": self._num_steps,
             "prompt_tokens": self._num_prompt_tokens,
             "generated_tokens": self._num_generated_tokens,
@@ -326,6 +336,10 @@ class Engine:
                 continue
             if reason is not None:
                 self._end(seq, reason)
+            elif self._switch_len is not None and (
+                seq.num_computed <= self._switch_len < seq.num_tokens
+            ):
+                self._scheduler.restart(seq, self._regime(seq.num_tokens))
 
     def _end(self, seq: Sequence, reason: FinishReason, error: EngineError | None = None) -> None:
         if seq.status is not Status.FINISHED:

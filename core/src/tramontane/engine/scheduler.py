@@ -67,6 +67,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_restarts = 0
         self._max_seqs = max_seqs
         self._max_step_tokens = max_seqs * max_seq_len if recompute else max_step_tokens
         self._recompute = recompute
@@ -122,6 +123,16 @@ class Scheduler:
         if self._recompute and not seq.num_pending:
             seq.num_computed = 0
 
+    def restart(self, seq: Sequence, regime: bytes) -> None:
+        """Compute a running sequence anew from its first token: its keys are others from now on."""
+        self._stop_running(seq)
+        self.blocks.release(seq, finished=True)  # nobody comes back for the old keys
+        seq.block_keys = []
+        seq.regime = regime
+        self.blocks.hash_prompt(seq)
+        self._queue_again(seq)
+        self.num_restarts += 1
+
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence, whether it waits, runs or was never here; its blocks are free at
         once."""
@@ -156,10 +167,13 @@ class Scheduler:
     def _preempt(self, seq: Sequence) -> None:
         self._stop_running(seq)
         self.blocks.release(seq, finished=False)
+        self._queue_again(seq)
+        self.num_preemptions += 1
+
+    def _queue_again(self, seq: Sequence) -> None:
         seq.num_computed = 0
         seq.status = Status.WAITING
         self.add(seq)
-        self.num_preemptions += 1
 
     def _admit(self, seqs: list[Sequence], query_lens: list[int], budget: int) -> None:
         """Let waiting sequences run while budget, rows and blocks last."""

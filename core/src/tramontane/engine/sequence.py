@@ -59,6 +59,8 @@ class Sequence:
         constraint: the grammar the output follows; None for any text.
         cache_root: digest of what K and V depend on beside the tokens (adapter, images);
             sequences share blocks only when it is equal.
+        regime: digest of what K depend on by the sequence's length (LongRoPE); blocks are shared
+            only within one.
         output_ids: sampled tokens, the one that ended it included; grows.
         num_cached_tokens: prompt tokens found computed when it was first scheduled.
         finish_reason: as in `Delta`; None while it goes on.
@@ -87,6 +89,7 @@ class Sequence:
     ignore_eos: bool = False
     constraint: Constraint | None = None
     cache_root: bytes = b""
+    regime: bytes = b""
 
     output_ids: list[int] = field(init=False)
     num_cached_tokens: int = field(default=0, init=False)
@@ -121,6 +124,7 @@ class Sequence:
         seed: int | None = None,
         ignore_eos: bool = False,
         cache_root: bytes = b"",
+        regime: bytes = b"",
         new_text: bool = False,
         shown: frozenset[int] = frozenset(),
         constraint: Constraint | None = None,
@@ -149,6 +153,7 @@ class Sequence:
             ignore_eos=ignore_eos,
             constraint=constraint,
             cache_root=cache_root,
+            regime=regime,
         )
 
     @property

@@ -88,17 +88,36 @@ class RopeParameters:
         return 0
 
 
+def rope_switch(config: Any) -> int | None:
+    """Tokens after which a sequence is rotated otherwise, all of it (LongRoPE): what is in the
+    cache by then must be computed anew. None where that never happens.
+
+    Args:
+        config: as for `rope_regime`.
+    """
+    switches = (
+        rope.original_max_position_embeddings
+        for rope in _rope_sets(config)
+        if rope.rope_type == "longrope"
+    )
+    return min(switches, default=None)
+
+
 def rope_regime(config: Any, num_tokens: int) -> tuple[int, ...]:
-    """Which frequencies a prompt of ``num_tokens`` is rotated with: prompts of equal answers may
-    share cached keys, others must not.
+    """Which frequencies a sequence of ``num_tokens`` is rotated with: sequences of equal answers
+    may share cached keys, others must not.
 
     Args:
         config: of any architecture; its ``rope_parameters`` is a `RopeParameters`, a mapping of
             them, or absent.
     """
+    return tuple(rope.at_length(num_tokens) for rope in _rope_sets(config))
+
+
+def _rope_sets(config: Any) -> list[RopeParameters]:
     rope = getattr(config, "rope_parameters", None)
     sets = rope.values() if isinstance(rope, Mapping) else (rope,)
-    return tuple(r.at_length(num_tokens) for r in sets if isinstance(r, RopeParameters))
+    return [found for found in sets if isinstance(found, RopeParameters)]
 
 
 def read_rope_parameters(

@@ -63,8 +63,8 @@ class Rotary(nn.Module):
 
     Where the scaling depends on the length (dynamic, longrope), each sequence has the frequencies
     of *its own* length, ``batch.seq_lens``, so neighbours in the batch and chunked prefill change
-    nothing. Keys already in the cache keep the frequencies of the step that wrote them, as in
-    transformers.
+    nothing. Keys already in the cache keep the frequencies of the step that wrote them; the engine
+    computes a sequence anew when it grows past `tramontane.nn.rope.rope_switch`.
 
     Args:
         rope: frequencies and scaling.

@@ -26,7 +26,7 @@ from tramontane.hooks.specs import ModelKind, ToolFormatSpec
 from tramontane.loading.live_weights import LiveWeights, in_situ_settings
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
-from tramontane.nn.rope import rope_regime
+from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
 from tramontane.pipeline.turn_grammar import forces_call, turn_grammar
@@ -116,6 +116,8 @@ class TextPipeline:
             block_size=loaded.plan.block_size,
             seed=options.seed,
             vocab_size=self._config.vocab_size,
+            regime=partial(_key_regime, loaded.config),
+            switch_len=rope_switch(loaded.config),
         )
 
     @classmethod
@@ -368,7 +370,6 @@ class TextPipeline:
         output = OutputQueue(
             count, stream=request.stream, on_end=lambda: on_finish(usage_of(sequences))
         )
-        cache_root = repr(rope_regime(self._config, len(prompt_ids))).encode()
         for index in range(count):
             sequences.append(
                 self._engine.sequence(
@@ -377,7 +378,6 @@ class TextPipeline:
                     output=output,
                     index=index,
                     ignore_eos=request.ignore_eos,
-                    cache_root=cache_root,
                     new_text=new_text,
                     shown=shown,
                     constraint=None if grammar is None else self._constraint(grammar, prelude),
@@ -394,6 +394,10 @@ class TextPipeline:
         self._engine.submit(sequences)
         engine = self._engine
         return GenerationStream(output, answer, lambda: engine.cancel(sequences))
+
+
+def _key_regime(config: Any, num_tokens: int) -> bytes:
+    return repr(rope_regime(config, num_tokens)).encode()
 
 
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
