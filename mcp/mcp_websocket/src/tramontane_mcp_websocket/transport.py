@@ -18,6 +18,9 @@ from tramontane.api import McpServerSourcePy
 MAX_MESSAGE_BYTES = 64 << 20
 """Of one frame. A server that sends more has lost its way."""
 
+FAREWELL_SECS = 2
+"""How long a server may take to answer that the connection ends."""
+
 
 class WebSocketTransport:
     """Connects to one server.
@@ -53,13 +56,7 @@ class WebSocketTransport:
             read,
             write,
             outgoing,
-            connect(
-                self._source.url,
-                additional_headers=self._headers,
-                subprotocols=[Subprotocol("mcp")],
-                open_timeout=self._source.timeout_secs,
-                max_size=MAX_MESSAGE_BYTES,
-            ) as socket,
+            self._socket() as socket,
             anyio.create_task_group() as tasks,
         ):
             tasks.start_soon(_receive, socket, incoming)
@@ -68,6 +65,23 @@ class WebSocketTransport:
                 yield read, write
             finally:
                 tasks.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _socket(self) -> AsyncIterator[ClientConnection]:
+        """The socket, closed at the end also when that is a cancellation."""
+        socket = await connect(
+            self._source.url,
+            additional_headers=self._headers,
+            subprotocols=[Subprotocol("mcp")],
+            open_timeout=self._source.timeout_secs,
+            close_timeout=FAREWELL_SECS,
+            max_size=MAX_MESSAGE_BYTES,
+        )
+        try:
+            yield socket
+        finally:
+            with anyio.CancelScope(shield=True):
+                await socket.close()
 
 
 async def _receive(socket: ClientConnection, incoming: Any) -> None:
