@@ -6,7 +6,6 @@ The road of a request is told in ``docs/request_path.md``.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,29 +24,17 @@ from tramontane.api import (
     EmbeddingRequest,
     ImageGenerationResponse,
     SpeechGenerationResponse,
-    ToolChoice,
 )
 from tramontane.api.convert import structure
 from tramontane.api.selector import Selector
-from tramontane.errors import ModelKindError, ValidationError
+from tramontane.errors import ValidationError
 from tramontane.hooks import PluginManager, plugin_manager
-from tramontane.models import Lease, ModelTable
-from tramontane.settings import RunnerSettings, served_selector
+from tramontane.models import ModelStatus, ModelTable
+from tramontane.router import Router, method_of
+from tramontane.settings import ModelSettings, RunnerSettings, served_selector
 
 if TYPE_CHECKING:
-    from tramontane.pipeline.stream import GenerationStream
     from tramontane.protocols.pipeline import Pipeline, PipelineOptions, Reserve
-    from tramontane.tools.loop import ToolStream
-    from tramontane.tools.registry import ToolRegistry
-
-METHODS = {
-    "chat": "send_chat_completion_request",
-    "complete": "send_completion_request",
-    "embed": "send_embedding_request",
-    "generate_image": "generate_image",
-    "generate_audio": "generate_audio",
-}
-"""What a pipeline may be able to do → the method here that asks for it."""
 
 
 class Runner:
@@ -89,6 +76,12 @@ class Runner:
         tool_approval: asked ``tool_approval(name, arguments)`` before each call that is run; True
             allows it, False or a text that says why declines it.
         tool_timeout_secs: how long a tool may take; None for as long as it likes.
+        models: further models by alias: a ``Which`` variant, or a mapping of ``which`` and the
+            other arguments of `add_model`. Without ``which`` the first of them is the default.
+            All are loaded at once, under a budget only the first.
+        memory_budget_bytes: what weights and caches of all models may take together. A model that
+            is to be loaded makes room by unloading those used longest ago.
+        idle_unload_secs: unload a model that no request has used for so long.
         plugins: modules or objects with hook implementations that are not packaged.
         on_progress: called as ``on_progress(done_bytes, total_bytes, name)`` while loading.
 
@@ -130,10 +123,12 @@ class Runner:
         max_tool_rounds: int = 8,
         tool_approval: Callable[[str, Mapping[str, Any]], bool | str] | None = None,
         tool_timeout_secs: float | None = 60.0,
+        models: Mapping[str, Selector | Mapping[str, Any]] | None = None,
+        memory_budget_bytes: int | None = None,
+        idle_unload_secs: float | None = None,
         plugins: Iterable[Any] = (),
         on_progress: Callable[[int, int, str], None] | None = None,
     ) -> None:
-        self._models = ModelTable()
         extra = tuple(plugins)
         self._plugins = PluginManager(extra) if extra else plugin_manager()
         self._settings = RunnerSettings(
@@ -164,22 +159,34 @@ class Runner:
             max_tool_rounds=max_tool_rounds,
             tool_approval=tool_approval,
             tool_timeout_secs=tool_timeout_secs,
+            memory_budget_bytes=memory_budget_bytes,
+            idle_unload_secs=idle_unload_secs,
             on_progress=on_progress,
         )
         self._settings.check_served(self._plugins)
-        selector = served_selector(which, self._plugins)
-        self._models.add(selector.canonical_id, self._loader(selector))
+        self._models = ModelTable(budget_bytes=memory_budget_bytes, idle_secs=idle_unload_secs)
+        further = _described(models or {})
+        if which is None and further:
+            self._settings.refuse_own()
+        else:
+            selector = served_selector(which, self._plugins)
+            loader = self._loader(selector, self._settings)
+            self._models.add(selector.canonical_id, loader)
         try:
+            for alias, description in further.items():
+                # Under a budget each would push out the one before.
+                now = memory_budget_bytes is None or not self._models.statuses()
+                self.add_model(alias, **{"load": now, **description})
             self._tools = self._settings.tool_registry(self._plugins)
         except BaseException:
             self._models.close()
             raise
-        self._search = self._settings.web_search()
+        self._router = Router(self._models, self._tools, self._settings, self._plugins)
 
-    def _loader(self, which: Selector) -> Callable[[Reserve], Pipeline]:
+    def _loader(self, which: Selector, settings: ModelSettings) -> Callable[[Reserve], Pipeline]:
         """What brings this model up, now and at every reload."""
         spec = self._plugins.get("pipelines", which.kind)
-        options = self._settings.pipeline_options(which, self._plugins)
+        options = settings.pipeline_options(which, self._plugins)
         return partial(_load, self._plugins, spec, which, options)
 
     # Requests -----------------------------------------------------------------------------
@@ -198,8 +205,8 @@ class Runner:
             EngineError: the engine gave up on it.
         """
         chat = structure(request, ChatCompletionRequest)
-        answer: ChatCompletionResponse | Iterator[ChatCompletionChunkResponse] = self._generate(
-            "chat", chat, model_id
+        answer: ChatCompletionResponse | Iterator[ChatCompletionChunkResponse] = (
+            self._router.generate("chat", chat, model_id)
         )
         return answer
 
@@ -208,7 +215,7 @@ class Runner:
     ) -> CompletionResponse | Iterator[CompletionChunkResponse]:
         """Continue a text. Streams, raises and cancels as `send_chat_completion_request` does."""
         completion = structure(request, CompletionRequest)
-        answer: CompletionResponse | Iterator[CompletionChunkResponse] = self._generate(
+        answer: CompletionResponse | Iterator[CompletionChunkResponse] = self._router.generate(
             "complete", completion, model_id
         )
         return answer
@@ -220,7 +227,7 @@ class Runner:
         what it returns. Cancelling the task cancels the request."""
         chat = structure(request, ChatCompletionRequest)
         answer: ChatCompletionResponse | AsyncIterator[ChatCompletionChunkResponse]
-        answer = await self._generate_async("chat", chat, model_id)
+        answer = await self._router.generate_async("chat", chat, model_id)
         return answer
 
     async def send_completion_request_async(
@@ -229,7 +236,7 @@ class Runner:
         """`send_completion_request` for asyncio."""
         completion = structure(request, CompletionRequest)
         answer: CompletionResponse | AsyncIterator[CompletionChunkResponse]
-        answer = await self._generate_async("complete", completion, model_id)
+        answer = await self._router.generate_async("complete", completion, model_id)
         return answer
 
     def send_embedding_request(
@@ -241,7 +248,7 @@ class Runner:
             ValidationError: an input is too long, or holds a token that does not exist.
             ModelKindError: the model is no embedding model.
         """
-        vectors: list[list[float]] = self._call(
+        vectors: list[list[float]] = self._router.call(
             "embed", model_id, structure(request, EmbeddingRequest)
         )
         return vectors
@@ -265,7 +272,7 @@ class Runner:
         Raises:
             ModelKindError: the model is no diffusion model.
         """
-        image: ImageGenerationResponse = self._call(
+        image: ImageGenerationResponse = self._router.call(
             "generate_image", model_id, prompt, response_format, height=height, width=width
         )
         return image
@@ -276,7 +283,7 @@ class Runner:
         Raises:
             ModelKindError: the model is no speech model.
         """
-        speech: SpeechGenerationResponse = self._call("generate_audio", model_id, prompt)
+        speech: SpeechGenerationResponse = self._router.call("generate_audio", model_id, prompt)
         return speech
 
     def send_re_isq(self, dtype: str, model_id: str | None = None) -> None:
@@ -291,7 +298,7 @@ class Runner:
         self._models.find(model_id)
         self._plugins.get("quantizers", "isq")
         with self._models.exclusive(model_id) as pipeline:
-            _method(pipeline, "re_isq")(dtype)
+            method_of(pipeline, "re_isq")(dtype)
 
     def tokenize_text(
         self,
@@ -302,7 +309,7 @@ class Runner:
     ) -> list[int]:
         """Token ids of ``text``. ``enable_thinking`` is accepted for upstream's sake: it has no
         meaning without a chat template."""
-        ids: list[int] = self._call("tokenize", model_id, text, add_special_tokens)
+        ids: list[int] = self._router.call("tokenize", model_id, text, add_special_tokens)
         return ids
 
     def detokenize_text(
@@ -312,7 +319,7 @@ class Runner:
         model_id: str | None = None,
     ) -> str:
         """Text of token ids."""
-        text: str = self._call("detokenize", model_id, tokens, skip_special_tokens)
+        text: str = self._router.call("detokenize", model_id, tokens, skip_special_tokens)
         return text
 
     def max_sequence_length(self, model_id: str | None = None) -> int | None:
@@ -330,21 +337,59 @@ class Runner:
 
     # Models -------------------------------------------------------------------------------
 
+    def add_model(
+        self,
+        alias: str | None = None,
+        which: Selector | None = None,
+        *,
+        load: bool = True,
+        **settings: Any,
+    ) -> str:
+        """Register one more model, while requests to others run.
+
+        Args:
+            alias: what requests and listings call it; None for its ``model_id``. Requests may say
+                that one too, as long as only one model has it.
+            which: the model, a ``Which`` variant.
+            load: load it now; else the first request does.
+            settings: arguments of the constructor that say how a model is run, such as
+                ``max_seqs`` or ``in_situ_quant``. Of those left out, ``chat_template``,
+                ``jinja_explicit``, ``num_device_layers``, ``in_situ_quant``, ``anymoe_config`` and
+                what is said of speculative decoding have their defaults; the others are those
+                that the constructor was given.
+
+        Returns:
+            Its registered name.
+
+        Raises:
+            ValidationError: the name is taken, or there is no such setting.
+            ModelLoadError: the model could not be brought up; it is not registered.
+        """
+        chosen = self._settings.of_model(settings)
+        chosen.check_served(self._plugins)
+        selector = served_selector(which, self._plugins)
+        canonical_id = selector.canonical_id
+        name = canonical_id if alias is None else alias
+        loader = self._loader(selector, chosen)
+        self._models.add(name, loader, canonical_id=canonical_id, now=load)
+        return name
+
     def list_models(self) -> list[str]:
-        """Ids of the loaded models."""
+        """Names of the loaded models: aliases, or ids of those without."""
         return [name for name, status in self._models.statuses() if status == "loaded"]
 
-    def list_models_with_status(self) -> list[tuple[str, str]]:
-        """``(model_id, "loaded" | "unloaded" | "reloading")`` of every model."""
-        return [(name, str(status)) for name, status in self._models.statuses()]
+    def list_models_with_status(self) -> list[tuple[str, ModelStatus]]:
+        """``(name, "loaded" | "unloaded" | "reloading")`` of every model; ``status.error`` says why
+        the last attempt to load it failed, if it did."""
+        return self._models.statuses()
 
     def list_unloaded_models(self) -> list[str]:
-        """Ids of the models that are registered but not loaded."""
+        """Names of the models that are registered but not loaded."""
         return [name for name, status in self._models.statuses() if status == "unloaded"]
 
-    def get_model_status(self, model_id: str) -> str | None:
+    def get_model_status(self, model_id: str) -> ModelStatus | None:
         """One model's status, or None when there is no such model."""
-        return dict(self.list_models_with_status()).get(model_id)
+        return self._models.status(model_id) if model_id in self._models else None
 
     def is_model_loaded(self, model_id: str) -> bool:
         """Whether requests to this model start without loading it first."""
@@ -387,101 +432,20 @@ class Runner:
     ) -> None:
         self.close()
 
-    # Handing on ---------------------------------------------------------------------------
 
-    def _routed(self, request: Any, model_id: str | None) -> str | None:
-        """The model a request goes to. Its ``model`` field counts only where it names one of
-        ours: clients fill it with all sorts of names."""
-        if model_id is None and request.model in self._models:
-            name: str = request.model
-            return name
-        return model_id
-
-    def _generate(self, action: str, request: Any, model_id: str | None) -> Any:
-        stream = self._stream(action, request, model_id)
-        return stream if request.stream else stream.collect()
-
-    async def _generate_async(self, action: str, request: Any, model_id: str | None) -> Any:
-        # Reloading and tokenizing take their time; the event loop must not.
-        stream = await asyncio.to_thread(self._stream, action, request, model_id)
-        return stream if request.stream else await stream.collect_async()
-
-    def _stream(
-        self, action: str, request: Any, model_id: str | None
-    ) -> GenerationStream[Any, Any] | ToolStream:
-        """A request under way, in one turn or, where the runner has tools, in as many as needed."""
-        name = self._models.find(self._routed(request, model_id)).model_id
-        start = partial(self._start, name, action)
-        if action != "chat" or not (self._tools or request.web_search_options is not None):
-            return start(request)
-        tools = self._tools_of(request, name)
-        request = evolve(request, tool_schemas=tools.offered(request) or None)
-        limit = request.max_tool_rounds
-        limit = self._settings.max_tool_rounds if limit is None else limit
-        served = any(tool["function"]["name"] in tools for tool in request.tool_schemas or ())
-        if not served or limit == 0 or request.tool_choice is ToolChoice.NoTools:
-            return start(request)
-        if request.n_choices > 1:
+def _described(models: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Each model as arguments of `Runner.add_model`."""
+    if not isinstance(models, Mapping):
+        raise ValidationError(f"models must be {{alias: Which variant or mapping}}, not {models!r}")
+    described = {}
+    for alias, value in models.items():
+        described[alias] = {"which": value} if isinstance(value, Selector) else value
+        if not isinstance(described[alias], Mapping):
             raise ValidationError(
-                f"n_choices={request.n_choices} with tools that the runner runs: each answer would "
-                f"have a history of its own. Ask for one, or set max_tool_rounds=0 to get the calls"
+                f"models[{alias!r}] must be a Which variant, or a mapping of which and settings, "
+                f"not {value!r}"
             )
-        from tramontane.tools.loop import ToolStream
-
-        return ToolStream(request, start, tools, limit)
-
-    def _tools_of(self, request: ChatCompletionRequest, name: str) -> ToolRegistry:
-        """The runner's tools, and web search where a request asks for it."""
-        if request.web_search_options is None:
-            return self._tools
-        if self._search is None:
-            raise ValidationError(
-                "web_search_options asks for web search, which is off: make the Runner with "
-                "enable_search=True and a search_callback"
-            )
-        with self._models.using(name) as pipeline:
-            context_len = pipeline.max_sequence_length
-        source = self._search.source(
-            request.web_search_options,
-            lambda text: len(self._call("tokenize", name, text, False)),
-            context_len,
-        )
-        return self._tools.joined(source)
-
-    def _start(self, name: str, action: str, request: Any) -> GenerationStream[Any, Any]:
-        """Submit a request to a model, which is loaded first if it must be. The lease ends when
-        the engine has finished with it, whether or not somebody reads the stream."""
-        lease = self._models.lease(name)
-        try:
-            method = _method(lease.pipeline, action)
-            finished = partial(self._finished, lease, request)
-            stream: GenerationStream[Any, Any] = method(request, on_finish=finished)
-        except BaseException:
-            lease.release()
-            raise
-        return stream
-
-    def _finished(self, lease: Lease, request: Any, usage: Any) -> None:
-        """Called on the engine's thread, which no observer may keep waiting."""
-        lease.release()
-        if self._plugins.observes("tramontane_request_finished"):
-            observe = partial(self._plugins.request_finished, request, usage)
-            threading.Thread(target=observe, name="tramontane-observers", daemon=True).start()
-
-    def _call(self, action: str, model_id: str | None, *args: Any, **kwargs: Any) -> Any:
-        with self._models.using(model_id) as pipeline:
-            return _method(pipeline, action)(*args, **kwargs)
-
-
-def _method(pipeline: Pipeline, action: str) -> Callable[..., Any]:
-    method: Callable[..., Any] | None = getattr(pipeline, action, None)
-    if method is None:
-        can = [name for kind, name in METHODS.items() if hasattr(pipeline, kind)]
-        raise ModelKindError(
-            f"received a request incompatible with this model's category: a {pipeline.kind} model "
-            f"does not serve {METHODS.get(action, action)}; it serves {', '.join(can)}"
-        )
-    return method
+    return described
 
 
 def _load(

@@ -117,6 +117,12 @@ class ModelTable:
         with self.changed:
             return [(m.model_id, ModelStatus(m.status, m.error)) for m in self._models.values()]
 
+    def status(self, model_id: str) -> ModelStatus:
+        """One of them; raises as `find` does."""
+        model = self.find(model_id)
+        with self.changed:
+            return ModelStatus(model.status, model.error)
+
     @property
     def default(self) -> str | None:
         return self._default
