@@ -13,6 +13,7 @@ def tramontane_quantizers() -> Iterable[QuantizerSpec]:
         QuantizerSpec(
             name="fp8",
             target="tramontane_fp8.quantizer:Fp8Quantizer",
+            isq_aliases=("fp8",),
             hf_methods=("fp8", "fbgemm_fp8"),
             summary="8-bit floats (E4M3) scaled by tensor, channel or block",
         )

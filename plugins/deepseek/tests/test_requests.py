@@ -1,0 +1,61 @@
+"""DeepSeek through the runner: latents are shared, taken away and computed again like keys."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tramontane import CompletionRequest, CompletionResponse, Runner, Which
+from tramontane_testkit.models import hf_model, save_hf
+
+KEYS: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "n_group": 4,
+    "topk_group": 2,
+}
+PROMPTS = [letter * 20 for letter in "abcd"]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_hf(hf_model("DeepseekV3ForCausalLM", **KEYS), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def tight(directory: Path) -> Iterator[Runner]:
+    """Room for two of the four sequences."""
+    which = Which.Plain(model_id=str(directory))
+    with Runner(which=which, pa_ctxt_len=96, pa_blk_size=8) as runner:
+        yield runner
+
+
+def ask(runner: Runner, prompt: str) -> str:
+    request = CompletionRequest(prompt=prompt, max_tokens=24, temperature=0.0, ignore_eos=True)
+    response = runner.send_completion_request(request)
+    assert isinstance(response, CompletionResponse)
+    return response.choices[0].text
+
+
+def test_preempted_and_cached_sequences_say_the_same(directory: Path, tight: Runner) -> None:
+    with Runner(which=Which.Plain(model_id=str(directory)), pa_blk_size=8) as roomy:
+        alone = [ask(roomy, prompt) for prompt in PROMPTS]
+        assert roomy.stats()["preemptions"] == 0
+        again = [ask(roomy, prompt) for prompt in PROMPTS]
+        assert roomy.stats()["prefix_hit_tokens"] > 0
+    assert again == alone
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        together = list(pool.map(lambda prompt: ask(tight, prompt), PROMPTS))
+    assert together == alone
+    assert tight.stats()["preemptions"] > 0
