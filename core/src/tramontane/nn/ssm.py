@@ -232,7 +232,9 @@ class Mamba2(nn.Module):
         for seqs, rows, length in _of_equal_length(batch):
             new = {i for i, seq in enumerate(seqs) if batch.kv_lens[seq] == length}
             shape = (len(seqs), length, -1)
-            slots = batch.state_slots[seqs]
+            slots = batch.state_slots
+            if len(seqs) < batch.num_seqs:
+                slots = slots[seqs]
             part = self._mix(mixed[rows].view(shape), dt[rows].view(shape), cache, slots, new)
             y[rows] = part.flatten(0, 1)
         h: Tensor = self.out_proj(self.norm(y, gate))
