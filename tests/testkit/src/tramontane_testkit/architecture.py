@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,13 +12,15 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from attrs import frozen
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tramontane.errors import ConfigError
+from tramontane.errors import CheckpointError, ConfigError
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane_testkit import llama_cpp
 from tramontane_testkit.gguf_files import gguf_of
 from tramontane_testkit.models import VOCAB_SIZE, hf_model, save_hf
+from tramontane_testkit.serving import serving
 from tramontane_testkit.stepping import Stepper
 
 TOLERANCE = 1e-4
@@ -70,9 +74,11 @@ class ArchitectureContract:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Every test that takes ``pair`` runs for every case, those that take ``gguf_file`` too
-        for the cases that GGUF can express."""
+        for the cases that GGUF can express, those that take ``first_pair`` for the first."""
         if "pair" in metafunc.fixturenames:
             cases = self.gguf_cases if "gguf_file" in metafunc.fixturenames else list(self.cases)
+            if "first_pair" in metafunc.fixturenames:
+                cases = cases[:1]
             metafunc.parametrize("pair", cases, indirect=True, scope="class")
 
     @pytest.fixture(scope="class")
@@ -84,6 +90,11 @@ class ArchitectureContract:
         directory = save_hf(reference, tmp_path_factory.mktemp("model"))
         loaded = load_text(LoadRequest(model_id=str(directory), dtype="f32"))
         return Pair(reference, directory, loaded.model, loaded.config, request.param)
+
+    @pytest.fixture
+    def first_pair(self, pair: Pair) -> Pair:
+        """The models of the first case, for what no option changes."""
+        return pair
 
     @pytest.fixture
     def gguf_file(self, pair: Pair, tmp_path: Path) -> Path:
@@ -196,7 +207,59 @@ class ArchitectureContract:
         stepper.add("a", tokens)
         assert begun + stepper.greedy("a", 7) == expected
 
+    # The same from the engine --------------------------------------------------------------
+
+    def test_a_prefix_hit_gives_the_same_tokens(self, pair: Pair) -> None:
+        _skip_if_recomputing_differs(pair)
+        prompt = self._prompt()
+        with serving(pair.model, pair.config) as served:
+            first = served.greedy([prompt], 6)[0]
+            longer = prompt + first + self._prompt(5, 9)
+            assert served.greedy([prompt], 6) == [first]
+            found = served.greedy([longer], 4)
+            hits = served.engine.stats()["prefix_hit_tokens"]
+            recurrent = served.recurrent
+        with serving(pair.model, pair.config, prefix_cache=False) as served:
+            assert served.greedy([prompt, longer], 4) == [first[:4], *found]
+        # The state after a prefix is not kept, so a recurrent model has nothing to find.
+        assert (hits == 0) if recurrent else (hits > 2 * (len(prompt) - 2 * served.block_size))
+
+    def test_the_engine_preempts_and_resumes(self, first_pair: Pair) -> None:
+        """Two that both find room, and then grow out of it."""
+        model, config = first_pair.model, first_pair.config
+        prompts = [self._prompt(1), self._prompt(2, self.prompt_length - 2)]
+        with serving(model, config, prefix_cache=False) as served:
+            alone = [served.greedy([prompt], 14)[0] for prompt in prompts]
+        room = 2 * self.prompt_length + 10
+        with serving(model, config, num_tokens=room, prefix_cache=False) as served:
+            assert served.greedy(prompts, 14) == alone
+            assert served.engine.stats()["preemptions"] > 0
+
+    # Weights ------------------------------------------------------------------------------
+
+    def test_a_misnamed_tensor_is_named_with_the_nearest(
+        self, first_pair: Pair, tmp_path: Path
+    ) -> None:
+        directory = shutil.copytree(first_pair.directory, tmp_path / "model")
+        tensors = load_file(directory / "model.safetensors")
+        norms = [n for n in tensors if re.search(r"layers\.1\..*norm\.weight", n)]
+        name = min(norms, key=lambda n: "input_layernorm" not in n)
+        wrong = name.replace("weight", "weigth")
+        tensors[wrong] = tensors.pop(name)
+        save_file(tensors, directory / "model.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            load_text(LoadRequest(model_id=str(directory), dtype="f32"))
+        message = str(caught.value)
+        assert f"lacks '{name}' (it has '{wrong}')" in message
+        assert f"no place for '{wrong}' (the model has '{name}')" in message
+
     # Configuration ------------------------------------------------------------------------
+
+    def test_a_value_of_the_wrong_type_is_refused_by_key(self, first_pair: Pair) -> None:
+        data = json.loads((first_pair.directory / "config.json").read_text("utf-8"))
+        for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+            with pytest.raises(ConfigError, match=f"{key} is 'wide'"):
+                type(first_pair.config).from_dict({**data, key: "wide"})
 
     def test_incomplete_configuration_is_refused_by_key(self, pair: Pair) -> None:
         data = json.loads((pair.directory / "config.json").read_text("utf-8"))
