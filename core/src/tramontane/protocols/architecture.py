@@ -107,7 +107,8 @@ class Architecture(Protocol):
     """A ``torch.nn.Module`` class: ``Model(config)``, then ``forward`` and ``logits``.
 
     It is built on the meta device and named as in the checkpoint; it knows nothing of
-    quantization, adapters, devices or ranks.
+    quantization, adapters, devices or ranks. A module of it may name, in a class attribute
+    ``FLOAT32``, parameters of its own that must not be rounded to the model's dtype.
 
     Class attributes:
         Config: the `ModelConfig` class.

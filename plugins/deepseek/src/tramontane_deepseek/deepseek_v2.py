@@ -113,9 +113,7 @@ class DeepseekV2Config(DecoderConfig):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls._read(
-            data, topk_method=(GREEDY, WITHIN_GROUPS), scoring_func=("softmax",)
-        )  # fmt: skip
+        return cls._read(data, topk_method=(GREEDY, WITHIN_GROUPS), scoring_func=("softmax",))
 
     @classmethod
     def _read(cls, data: Mapping[str, Any], **supported: Any) -> Self:
