@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ class GgufFormat:
         containers = [read(path) for path in _with_siblings(paths)]
         names = [name for container in containers for name in container.tensors]
         return with_joined_heads(GgufCheckpoint(_in_order(containers)), names)
+
+    def write(self, model: Any, path: Path, type_name: str, **options: Any) -> None:
+        """Write a model; see `tramontane_gguf.writer.write_model`."""
+        from tramontane_gguf.writer import write_model
+
+        write_model(model, path, type_name, **options)
 
 
 def _with_siblings(paths: list[Path]) -> list[Path]:
@@ -129,6 +135,27 @@ class GgufCheckpoint:
     def family(self) -> Family:
         """The row of this file's architecture. Raises ConfigError when nobody knows it."""
         return family_of(self._meta.text("general.architecture"))
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Every key of the first file."""
+        return self._meta.values
+
+    def raw_tensors(self) -> list[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
+        """Name, shape and reader of each tensor as the file has it, nothing renamed, moved or
+        rearranged; a reader de-quantizes."""
+
+        def reader(container: Container, info: TensorInfo) -> Callable[[], Tensor]:
+            def read() -> Tensor:
+                data = container.bytes_of(info)
+                return GgmlWeight(data, info.type, info.shape).dequantize()
+
+            return read
+
+        return [
+            (name, info.shape, reader(container, info))
+            for name, (container, info) in self._infos.items()
+        ]
 
     def config(self) -> dict[str, Any]:
         embedding = self._infos.get("token_embd.weight")

@@ -1,0 +1,192 @@
+"""Writing GGUF files: tensor by tensor, aside, and put in place only when whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from attrs import frozen
+from torch import Tensor
+
+from tramontane.loading.stored import StoredModel
+from tramontane.protocols.pipeline import Progress
+from tramontane_gguf.checkpoint import GgufCheckpoint
+from tramontane_gguf.export_metadata import rope_tensors, settings
+from tramontane_gguf.export_names import Outgoing, attention_layers, family_for, outgoing
+from tramontane_gguf.export_tokenizer import tokenizer_keys
+from tramontane_gguf.mixes import FileType, ModelShape, file_type, tensor_type
+from tramontane_gguf.quantizer import GgmlQuantizer
+from tramontane_gguf.types import BY_NAME, GgmlType
+
+_QUANTIZATION_VERSION = 2
+_U32 = 2**32
+
+
+@frozen
+class _Contents:
+    """A file before it is written: its architecture, keys and tensors."""
+
+    architecture: str
+    keys: dict[str, Any]
+    tensors: list[Outgoing]
+
+
+def write_model(
+    model: StoredModel,
+    path: Path,
+    type_name: str,
+    *,
+    importance: Mapping[str, Tensor] | None = None,
+    on_progress: Progress | None = None,
+) -> None:
+    """Write ``model`` to a GGUF file that llama.cpp loads.
+
+    Args:
+        model: an opened model; a GGUF file keeps its own metadata.
+        path: the file; replaced only once the new one is whole.
+        type_name: a file type, e.g. ``"Q4_K_M"``.
+        importance: GGUF or Hugging Face module name → importance of columns.
+        on_progress: told after each tensor.
+
+    Raises:
+        ValidationError: no such file type.
+        UnsupportedError, ConfigError: a model or a tokenizer that GGUF has no form for.
+    """
+    kind = file_type(type_name)
+    source = getattr(model.checkpoint, "inner", model.checkpoint)
+    given = _copied(source) if isinstance(source, GgufCheckpoint) else _converted(model)
+    shape = _shape_of(given, weighted=bool(importance))
+    types = {t.name: _type_of(t, kind, shape) for t in given.tensors}
+    keys = given.keys | {
+        "general.quantization_version": _QUANTIZATION_VERSION,
+        "general.file_type": kind.number,
+    }
+    quantizer = GgmlQuantizer()
+    total = sum(quantizer.packed_bytes(t.shape, types[t.name].name) or 0 for t in given.tensors)
+    done = 0
+    with aside(path) as part:
+        writer = _opened(part, given.architecture, keys)
+        try:
+            for tensor in given.tensors:
+                _announce(writer, tensor, types[tensor.name])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for tensor in given.tensors:
+                packed = _packed(tensor, types[tensor.name], importance or {}, quantizer)
+                writer.write_tensor_data(packed)
+                done += packed.nbytes
+                if on_progress is not None:
+                    on_progress(done, total, tensor.name)
+        finally:
+            writer.close()
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A file to write that becomes ``path`` when all went well, and vanishes when not."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _converted(model: StoredModel) -> _Contents:
+    """What becomes of a Hugging Face model."""
+    family = family_for(model.config)
+    p = f"{family.name}."
+    vocab_size = int(model.config["vocab_size"])
+    keys: dict[str, Any] = {"general.name": model.name}
+    keys |= {p + key: value for key, value in settings(model.config, family).items()}
+    ggml = tokenizer_keys(model.tokenizer, model.directory, vocab_size, family.name)
+    keys |= {f"tokenizer.ggml.{key}": value for key, value in ggml.items()}
+    if model.chat_template is not None:
+        keys["tokenizer.chat_template"] = model.chat_template
+    extra = [
+        Outgoing(name=name, module=name, shape=tuple(t.shape), make=lambda t=t: t)  # type: ignore[misc]
+        for name, t in rope_tensors(model.config).items()
+    ]
+    return _Contents(family.name, keys, extra + outgoing(model.checkpoint, model.config, family))
+
+
+def _copied(checkpoint: GgufCheckpoint) -> _Contents:
+    """What another file holds; tensors are de-quantized when they are read."""
+    keys = {k: v for k, v in checkpoint.metadata.items() if not k.startswith("split.")}
+    tensors = [
+        Outgoing(name=name, module=name.removesuffix(".weight"), shape=shape, make=read)
+        for name, shape, read in checkpoint.raw_tensors()
+    ]
+    return _Contents(str(keys.pop("general.architecture")), keys, tensors)
+
+
+def _shape_of(contents: _Contents, *, weighted: bool) -> ModelShape:
+    p, keys = f"{contents.architecture}.", contents.keys
+
+    def number(key: str, default: int) -> int:
+        value = keys.get(p + key, default)
+        return int(np.max(value)) if isinstance(value, (list, np.ndarray)) else int(value)
+
+    names = [t.name for t in contents.tensors]
+    heads = number("attention.head_count", 1)
+    return ModelShape(
+        num_layers=number("block_count", 0),
+        num_heads=heads,
+        num_kv_heads=number("attention.head_count_kv", heads),
+        num_experts=number("expert_count", 0),
+        has_output="output.weight" in names,
+        attention_layers=attention_layers(names),
+        weighted=weighted,
+    )
+
+
+def _type_of(tensor: Outgoing, kind: FileType, shape: ModelShape) -> GgmlType:
+    return tensor_type(tensor.name, tensor.shape, kind, shape) or BY_NAME["f32"]
+
+
+def _packed(
+    tensor: Outgoing, kind: GgmlType, importance: Mapping[str, Tensor], quantizer: GgmlQuantizer
+) -> np.ndarray[Any, Any]:
+    value = tensor.make()
+    given = importance.get(tensor.name.removesuffix(".weight"), importance.get(tensor.module))
+    if value.dim() < 2 or kind.block_size == 1:
+        given = None
+    packed = quantizer.quantize(value, kind.name, importance=given)
+    return packed.blocks.contiguous().numpy()
+
+
+def _announce(writer: gguf.GGUFWriter, tensor: Outgoing, kind: GgmlType) -> None:
+    row = tensor.shape[-1] // kind.block_size * kind.type_size
+    nbytes = row
+    for size in tensor.shape[:-1]:
+        nbytes *= size
+    number = gguf.GGMLQuantizationType(kind.number)
+    writer.add_tensor_info(
+        tensor.name, (*tensor.shape[:-1], row), np.dtype(np.uint8), nbytes, raw_dtype=number
+    )
+
+
+def _opened(path: Path, architecture: str, keys: Mapping[str, Any]) -> gguf.GGUFWriter:
+    """A writer that knows every key."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in keys.items():
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, (list, tuple)):
+            writer.add_array(key, list(value))
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            add = writer.add_uint32 if 0 <= value < _U32 else writer.add_int64
+            add(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_string(key, str(value))
+    return writer
