@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from attrs import evolve, frozen
@@ -49,11 +49,11 @@ class Inventory:
         return sum(self.elements.values()) * dtype.itemsize + self.packed_bytes + self.other_bytes
 
 
-def survey(checkpoint: Checkpoint) -> Inventory:
-    """Look at every tensor of a checkpoint without reading its data."""
+def survey(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Inventory:
+    """Look at tensors of a checkpoint without reading their data: at all, or at those named."""
     elements: dict[torch.dtype, int] = {}
     packed = other = largest = 0
-    for name in checkpoint.names():
+    for name in checkpoint.names() if names is None else names:
         tensor = checkpoint.tensor(name)
         largest = max(largest, tensor.nbytes)
         if isinstance(tensor, PackedWeight):

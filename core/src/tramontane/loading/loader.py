@@ -162,8 +162,8 @@ def load_text(request: LoadRequest) -> LoadedModel:
             special_tokens=tokenizer.special_tokens,
         )
         generation_config = read_generation_config(side)
-        inventory = survey(checkpoint)
         draft = Draft.of(architecture, config, checkpoint)
+        inventory = survey(checkpoint, draft.arrangement.stored)
         packing = None
         if in_situ is not None and request.in_situ is not None:
             aliases = draft.arrangement.aliases

@@ -7,7 +7,7 @@ into the next; a recipe says how the tensor is made of stored ones.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -78,6 +78,22 @@ class Arrangement:
 
     recipes: Mapping[str, Recipe]
     aliases: Mapping[str, str]
+
+    @property
+    def stored(self) -> set[str]:
+        """Names in the checkpoint that are made into parameters; the others are never read."""
+        return {name for recipe in self.recipes.values() for name in _stored(recipe)}
+
+
+def _stored(recipe: Recipe) -> Iterator[str]:
+    match recipe:
+        case Stored():
+            yield recipe.name
+        case Cut() | Transposed():
+            yield from _stored(recipe.source)
+        case Stacked():
+            for part in recipe.parts:
+                yield from _stored(part)
 
 
 def arrange(
