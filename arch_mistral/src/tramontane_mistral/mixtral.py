@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 from attrs import frozen
 
-from tramontane.errors import ConfigError
 from tramontane.nn import (
     ACTIVATIONS,
     MIXTRAL_NAMES,
@@ -23,6 +22,7 @@ from tramontane.nn import (
     PreNormLayer,
     RMSNorm,
     attention_heads,
+    check_experts,
     check_positive,
     expert_weights,
     read,
@@ -43,12 +43,8 @@ class MixtralConfig(MistralConfig):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        check_positive(self, "num_local_experts", "num_experts_per_tok")
-        if self.num_experts_per_tok > self.num_local_experts:
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, but num_local_experts only "
-                f"{self.num_local_experts}"
-            )
+        check_positive(self, "num_local_experts")
+        check_experts(self, "num_local_experts")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> MixtralConfig:

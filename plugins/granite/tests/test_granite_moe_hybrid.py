@@ -105,7 +105,7 @@ def test_layers_keep_what_they_are_made_for() -> None:
         ({"mamba_n_groups": 3}, "no multiple of mamba_n_groups 3"),
         ({"mamba_d_conv": 1}, "mamba_d_conv is 1"),
         ({"mamba_d_head": "wide"}, "mamba_d_head is 'wide'; expected int"),
-        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, of 8"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, but num_local_experts only 8"),
         ({"time_step_limit": [0.1]}, "time_step_limit"),
         ({"logits_scaling": 0}, "logits_scaling is 0"),
     ],

@@ -8,7 +8,15 @@ from torch.nn import LayerNorm
 
 from tramontane.nn.attention import SelfAttention
 from tramontane.nn.binding import bind_kernels
-from tramontane.nn.config import attention_heads, check_heads, check_positive, check_type, read
+from tramontane.nn.config import (
+    attention_heads,
+    check_experts,
+    check_heads,
+    check_layer_types,
+    check_positive,
+    check_type,
+    read,
+)
 from tramontane.nn.decoder import (
     FULL_ATTENTION,
     SLIDING_ATTENTION,
@@ -66,7 +74,9 @@ __all__ = [
     "attention_heads",
     "backbone",
     "bind_kernels",
+    "check_experts",
     "check_heads",
+    "check_layer_types",
     "check_positive",
     "check_type",
     "expert_weights",

@@ -147,6 +147,41 @@ def check_heads(config: Any) -> None:
         )
 
 
+def check_experts(config: Any, total: str) -> None:
+    """Refuse to choose more experts for a token than there are.
+
+    Args:
+        total: key of their number; 0 where a model has none.
+
+    Raises:
+        ConfigError: naming both keys.
+    """
+    num_experts = getattr(config, total)
+    if not num_experts:
+        return
+    check_positive(config, "num_experts_per_tok")
+    if config.num_experts_per_tok > num_experts:
+        raise ConfigError(
+            f"num_experts_per_tok is {config.num_experts_per_tok}, but {total} only {num_experts}"
+        )
+
+
+def check_layer_types(config: Any, *kinds: str) -> None:
+    """Refuse ``layer_types`` that do not name one of ``kinds`` for each layer.
+
+    Raises:
+        ConfigError: naming the key and what it holds.
+    """
+    if len(config.layer_types) != config.num_hidden_layers:
+        raise ConfigError(
+            f"layer_types has {len(config.layer_types)} entries for {config.num_hidden_layers} "
+            "layers"
+        )
+    for kind in config.layer_types:
+        if kind not in kinds:
+            raise ConfigError(f"layer_types names {kind!r}; {' and '.join(kinds)} exist")
+
+
 def _named(cls: type) -> str:
     return cls.__name__.removesuffix("Config")
 

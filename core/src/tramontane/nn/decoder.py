@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tramontane.cache import FullAttention, SlidingAttention
 from tramontane.errors import ConfigError
-from tramontane.nn.config import check_heads, check_positive, check_type
+from tramontane.nn.config import check_heads, check_layer_types, check_positive, check_type
 from tramontane.nn.embedding import Embedding
 from tramontane.nn.rope import RopeParameters
 from tramontane.nn.rotary import Rope, Rotary, rotary_from_config
@@ -64,16 +64,7 @@ class SlidingDecoderConfig(DecoderConfig):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ConfigError(
-                f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} "
-                "layers"
-            )
-        for kind in self.layer_types:
-            if kind not in (FULL_ATTENTION, SLIDING_ATTENTION):
-                raise ConfigError(
-                    f"layer_types names {kind!r}; {FULL_ATTENTION} and {SLIDING_ATTENTION} exist"
-                )
+        check_layer_types(self, FULL_ATTENTION, SLIDING_ATTENTION)
         if SLIDING_ATTENTION in self.layer_types and (self.sliding_window or 0) < 1:
             raise ConfigError(f"sliding_window is {self.sliding_window}, yet layers slide")
 

@@ -28,6 +28,7 @@ from tramontane.nn import (
     SelfAttention,
     SlidingDecoderConfig,
     attention_heads,
+    check_experts,
     check_positive,
     read,
     read_layer_types,
@@ -68,12 +69,8 @@ class GptOssConfig(SlidingDecoderConfig):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        check_positive(self, "num_local_experts", "num_experts_per_tok")
-        if self.num_experts_per_tok > self.num_local_experts:
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, but num_local_experts only "
-                f"{self.num_local_experts}"
-            )
+        check_positive(self, "num_local_experts")
+        check_experts(self, "num_local_experts")
         if self.swiglu_limit <= 0:
             raise ConfigError(f"swiglu_limit is {self.swiglu_limit}; a bound is above zero")
 

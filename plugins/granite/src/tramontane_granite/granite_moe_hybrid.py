@@ -31,6 +31,8 @@ from tramontane.nn import (
     Rope,
     SelfAttention,
     attention_heads,
+    check_experts,
+    check_layer_types,
     check_positive,
     check_type,
     expert_weights,
@@ -86,21 +88,10 @@ class GraniteMoeHybridConfig(DecoderConfig):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         check_positive(self, "shared_intermediate_size")
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ConfigError(
-                f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} "
-                "layers"
-            )
-        for kind in self.layer_types:
-            if kind not in (MAMBA, FULL_ATTENTION):
-                raise ConfigError(f"layer_types names {kind!r}; mamba and attention exist")
+        check_layer_types(self, MAMBA, FULL_ATTENTION)
         if MAMBA in self.layer_types:
             self._check_mamba()
-        if self.num_local_experts and not 0 < self.num_experts_per_tok <= self.num_local_experts:
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, of {self.num_local_experts} "
-                "(num_local_experts)"
-            )
+        check_experts(self, "num_local_experts")
         if not self.logits_scaling:
             raise ConfigError("logits_scaling is 0, and logits are divided by it")
 

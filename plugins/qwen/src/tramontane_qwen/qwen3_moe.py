@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from attrs import frozen
 from torch import nn
 
-from tramontane.errors import ConfigError
 from tramontane.nn import (
     ACTIVATIONS,
     CausalLM,
@@ -24,6 +23,7 @@ from tramontane.nn import (
     PreNormLayer,
     RMSNorm,
     attention_heads,
+    check_experts,
     check_positive,
     expert_weights,
     read,
@@ -58,11 +58,7 @@ class Qwen3MoeConfig(Qwen3Config):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         check_positive(self, "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
-        if 0 < self.num_experts < self.num_experts_per_tok:
-            raise ConfigError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, but num_experts only "
-                f"{self.num_experts}"
-            )
+        check_experts(self, "num_experts")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Qwen3MoeConfig:
