@@ -29,6 +29,9 @@ FLAGS = [
 SOURCES: dict[str, list[str]] = {
     "native/isa_portable.cpp": ["-O2"],
     "native/api.cpp": ["-O2"],
+    "native/attention.cpp": ["-O2"],
+    "native/block.cpp": ["-O2"],
+    "native/work.cpp": ["-O2"],
     "native/pack.cpp": ["-O3"],
 }
 if X86:

@@ -1,5 +1,5 @@
-// Float32 operations for one instruction set: attention over cached keys and values, norm and
-// gate. Written with the compiler's vectors of TMK_FLOATS lanes.
+// Float32 operations for one instruction set: attention over cached keys and values, norm, rotation,
+// gate, and weights that are plain floats. Written with the compiler's vectors of TMK_FLOATS lanes.
 
 #include <cmath>
 #include <cstring>
@@ -19,10 +19,28 @@ inline vf load(const float* p) { return *(const vf*)p; }
 inline void store(float* p, vf v) { *(vf*)p = v; }
 inline vf pick(vi mask, vf a, vf b) { return (vf)(((vi)a & mask) | ((vi)b & ~mask)); }
 
+typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t i4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+inline v4 fold(vf v) {
+  v4 part[N / 4];
+  std::memcpy(part, &v, sizeof v);
+  for (int n = N / 8; n; n /= 2)
+    for (int i = 0; i < n; i++) part[i] += part[i + n];
+  return part[0];
+}
+
+// Sums of the lanes of four vectors, added in the order of `total`.
+inline v4 totals(vf a, vf b, vf c, vf d) {
+  const v4 p = fold(a), q = fold(b), r = fold(c), s = fold(d);
+  const v4 pq = __builtin_shuffle(p, q, i4{0, 4, 1, 5}) + __builtin_shuffle(p, q, i4{2, 6, 3, 7});
+  const v4 rs = __builtin_shuffle(r, s, i4{0, 4, 1, 5}) + __builtin_shuffle(r, s, i4{2, 6, 3, 7});
+  return __builtin_shuffle(pq, rs, i4{0, 1, 4, 5}) + __builtin_shuffle(pq, rs, i4{2, 3, 6, 7});
+}
+
 inline float total(vf v) {
-  float sum = 0;
-  for (int i = 0; i < N; i++) sum += v[i];
-  return sum;
+  const v4 p = fold(v);
+  return (p[0] + p[2]) + (p[1] + p[3]);
 }
 
 // e^x for x <= 88, relative error below 2e-7; 0 for x < -87.3 and NaN for NaN.
@@ -62,9 +80,8 @@ template <> struct Stored<1> {
     return f;
   }
   static inline vf vec(const uint16_t* p) {
-    vi o;
-    for (int i = 0; i < N; i++) o[i] = int32_t(uint32_t(p[i]) << 16);
-    return (vf)o;
+    typedef uint16_t half __attribute__((vector_size(N * 2), aligned(2), may_alias));
+    return (vf)(__builtin_convertvector(*(const half*)p, vi) << 16);
   }
 };
 template <> struct Stored<2> {
@@ -88,25 +105,38 @@ template <> struct Stored<2> {
 #endif
 };
 
-// Scores of G queries (rows g0 …) with the keys of one block.
-template <int KV, int G>
-inline void score(const AttentionSpan& s, int g0, const typename Stored<KV>::T* k, int from, int to) {
+// Scores of G queries (rows g0 …) with J keys of one block.
+template <int KV, int G, int J>
+inline void score(const AttentionSpan& s, int g0, const typename Stored<KV>::T* k, int j) {
   using S = Stored<KV>;
   const int D = s.head_dim;
-  for (int j = from; j < to; j++) {
-    const typename S::T* row = k + int64_t(j) * D;
-    vf acc[G] = {};
-    int i = 0;
-    for (; i + N <= D; i += N) {
-      const vf kv = S::vec(row + i);
-      for (int g = 0; g < G; g++) acc[g] += kv * load(s.q + (g0 + g) * s.q_stride + i);
+  const typename S::T* row = k + int64_t(j) * D;
+  const float* q = s.q + g0 * s.q_stride;
+  vf acc[J * G] = {};
+  int i = 0;
+  for (; i + N <= D; i += N) {
+    vf keys[J];
+    for (int m = 0; m < J; m++) keys[m] = S::vec(row + m * D + i);
+    for (int g = 0; g < G; g++) {
+      const vf x = load(q + g * s.q_stride + i);
+      for (int m = 0; m < J; m++) acc[m * G + g] += keys[m] * x;
     }
-    float rest[G] = {};
-    for (; i < D; i++)
-      for (int g = 0; g < G; g++) rest[g] += S::one(row[i]) * s.q[(g0 + g) * s.q_stride + i];
-    for (int g = 0; g < G; g++)
-      s.scores[(g0 + g) * s.block_size + j] = (total(acc[g]) + rest[g]) * s.scale;
   }
+  float sum[J * G];
+  if constexpr (J * G % 4 == 0) {
+    for (int n = 0; n < J * G; n += 4) {
+      const v4 four = totals(acc[n], acc[n + 1], acc[n + 2], acc[n + 3]);
+      std::memcpy(sum + n, &four, sizeof four);
+    }
+  } else {
+    for (int n = 0; n < J * G; n++) sum[n] = total(acc[n]);
+  }
+  for (int m = 0; m < J; m++)
+    for (int g = 0; g < G; g++) {
+      float rest = 0;
+      for (int d = i; d < D; d++) rest += S::one(row[m * D + d]) * q[g * s.q_stride + d];
+      s.scores[(g0 + g) * s.block_size + j + m] = (sum[m * G + g] + rest) * s.scale;
+    }
 }
 
 // out[g] += Σ p[g][j] · v[j] for columns i … i + M·N - 1.
@@ -135,7 +165,10 @@ inline void attend_block(const AttentionSpan& s, int g0, const uint8_t* kb, cons
                          int from, int to) {
   using S = Stored<KV>;
   const int D = s.v_head_dim;
-  score<KV, G>(s, g0, (const typename S::T*)kb, from, to);
+  constexpr int J = 8 / G;
+  int key = from;
+  for (; key + J <= to; key += J) score<KV, G, J>(s, g0, (const typename S::T*)kb, key);
+  for (; key < to; key++) score<KV, G, 1>(s, g0, (const typename S::T*)kb, key);
   for (int g = g0; g < g0 + G; g++) {
     float* p = s.scores + g * s.block_size;
     float largest = s.maxima[g];
@@ -164,6 +197,8 @@ inline void attend_block(const AttentionSpan& s, int g0, const uint8_t* kb, cons
   }
   const typename S::T* v = (const typename S::T*)vb;
   int i = 0;
+  if constexpr (G < 4)
+    for (; i + 4 * N <= D; i += 4 * N) weigh<KV, G, 4>(s, g0, v, from, to, i);
   for (; i + 2 * N <= D; i += 2 * N) weigh<KV, G, 2>(s, g0, v, from, to, i);
   for (; i + N <= D; i += N) weigh<KV, G, 1>(s, g0, v, from, to, i);
   for (; i < D; i++)
@@ -197,6 +232,159 @@ void attend(const AttentionSpan& s) {
     case 0: return attend_as<0>(s);
     case 1: return attend_as<1>(s);
     default: return attend_as<2>(s);
+  }
+}
+
+// Norm, rotation, gate ---------------------------------------------------------------------------
+
+void norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
+  vf acc[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * N <= n; i += 4 * N)
+    for (int m = 0; m < 4; m++) acc[m] += load(x + i + m * N) * load(x + i + m * N);
+  float sum = total((acc[0] + acc[1]) + (acc[2] + acc[3]));
+  for (; i < n; i++) sum += x[i] * x[i];
+  const float factor = 1.0f / std::sqrt(sum / float(n) + eps);
+  for (i = 0; i + N <= n; i += N) store(out + i, load(x + i) * factor * load(weight + i));
+  for (; i < n; i++) out[i] = x[i] * factor * weight[i];
+}
+
+// `sin` has its first half negated. Rotated pairs come out as halves.
+void rotate(float* x, const float* cos, const float* sin, int n, bool adjacent) {
+  float copy[512];
+  const int half = n / 2;
+  for (int i = 0; i < half; i++) {
+    copy[i] = adjacent ? x[2 * i] : x[i];
+    copy[half + i] = adjacent ? x[2 * i + 1] : x[half + i];
+  }
+  for (int i = 0; i < half; i++) {
+    x[i] = copy[i] * cos[i] + copy[half + i] * sin[i];
+    x[half + i] = copy[half + i] * cos[half + i] + copy[i] * sin[half + i];
+  }
+}
+
+inline uint16_t to_bfloat(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7fffffff) > 0x7f800000) return uint16_t(u >> 16 | 64);
+  return uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+inline uint16_t to_half(float x) {
+#ifdef __F16C__
+  return _cvtss_sh(x, 0);
+#else
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  const uint16_t sign = uint16_t(u >> 16 & 0x8000);
+  u &= 0x7fffffff;
+  if (u > 0x7f800000) return sign | 0x7e00;
+  if (u >= 0x47800000) return sign | 0x7c00;  // 65536 and up
+  if (u < 0x38800000) {  // subnormal: adding 0.5 leaves the value in the low bits, rounded
+    float f;
+    std::memcpy(&f, &u, 4);
+    f += 0.5f;
+    std::memcpy(&u, &f, 4);
+    return uint16_t(sign | (u - 0x3f000000));
+  }
+  u += 0xfff + (u >> 13 & 1);
+  return uint16_t(sign | (u - 0x38000000) >> 13);
+#endif
+}
+
+void store_as(int kv_dtype, const float* x, uint8_t* out, int64_t n) {
+  uint16_t* o = (uint16_t*)out;
+  if (kv_dtype == 0) {
+    std::memcpy(out, x, sizeof(float) * n);
+  } else if (kv_dtype == 1) {
+    for (int64_t i = 0; i < n; i++) o[i] = to_bfloat(x[i]);
+  } else {
+    for (int64_t i = 0; i < n; i++) o[i] = to_half(x[i]);
+  }
+}
+
+inline vf sigmoid(vf x) {
+  const vf top = splat(88.0f);
+  return 1.0f / (1.0f + exponential(pick(-x > top, top, -x)));
+}
+
+enum Act { kSilu = 0, kTanhGelu = 1, kGelu = 2, kRelu = 3 };
+
+inline vf activate(int act, vf x) {
+  switch (act) {
+    case kSilu: return x * sigmoid(x);
+    case kTanhGelu: return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
+    case kGelu: {
+      vf o;
+      for (int i = 0; i < N; i++) o[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
+      return o;
+    }
+    default: return pick(x > splat(0.0f), x, pick(x == x, vf{}, x));
+  }
+}
+
+void gate(int act, float* g, const float* up, int n) {
+  int i = 0;
+  for (; i + N <= n; i += N) store(g + i, activate(act, load(g + i)) * load(up + i));
+  if (i == n) return;
+  float a[N] = {}, b[N] = {};
+  std::memcpy(a, g + i, sizeof(float) * (n - i));
+  std::memcpy(b, up + i, sizeof(float) * (n - i));
+  store(a, activate(act, load(a)) * load(b));
+  std::memcpy(g + i, a, sizeof(float) * (n - i));
+}
+
+// Weights that are plain floats ------------------------------------------------------------------
+
+// R rows times T tokens. One accumulator a product whatever R and T are, so that a token's result
+// does not depend on its neighbours.
+template <int KV, int R, int T>
+inline void dots(const typename Stored<KV>::T* w, int64_t cols, const float* x, int64_t x_stride,
+                 float* out, int64_t stride) {
+  using S = Stored<KV>;
+  vf acc[R][T] = {};
+  int64_t i = 0;
+  for (; i + N <= cols; i += N) {
+    vf rows[R];
+    for (int r = 0; r < R; r++) rows[r] = S::vec(w + r * cols + i);
+    for (int t = 0; t < T; t++) {
+      const vf v = load(x + t * x_stride + i);
+      for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) {
+      float sum = total(acc[r][t]);
+      for (int64_t j = i; j < cols; j++) sum += S::one(w[r * cols + j]) * x[t * x_stride + j];
+      out[t * stride + r] = sum;
+    }
+}
+
+template <int KV>
+void plain_as(const uint8_t* data, int rows, int64_t cols, const float* x, int64_t x_stride, int T,
+              float* out, int64_t stride) {
+  const auto* w = (const typename Stored<KV>::T*)data;
+  int t = 0;
+  for (; t + 4 <= T; t += 4) {
+    const float* xt = x + t * x_stride;
+    int r = 0;
+    for (; r + 2 <= rows; r += 2) dots<KV, 2, 4>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
+    for (; r < rows; r++) dots<KV, 1, 4>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
+  }
+  for (; t < T; t++) {
+    const float* xt = x + t * x_stride;
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) dots<KV, 4, 1>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
+    for (; r < rows; r++) dots<KV, 1, 1>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
+  }
+}
+
+void plain(int type, const uint8_t* w, int rows, int64_t cols, const float* x, int64_t x_stride,
+           int tokens, float* out, int64_t stride) {
+  switch (type) {
+    case kF32: return plain_as<0>(w, rows, cols, x, x_stride, tokens, out, stride);
+    case kBF16: return plain_as<1>(w, rows, cols, x, x_stride, tokens, out, stride);
+    default: return plain_as<2>(w, rows, cols, x, x_stride, tokens, out, stride);
   }
 }
 

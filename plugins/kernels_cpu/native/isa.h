@@ -10,6 +10,8 @@ namespace tmk {
 // Activations of T tokens, quantized to int8 with one scale for every 32 or 256 columns.
 struct Activations {
   int64_t cols;
+  const float* x;   // [T, cols] before rounding, x_stride numbers a token; what float weights take
+  int64_t x_stride;
   int8_t* q;        // [T, cols]
   int16_t* wide;    // [T, cols] the same as int16; within every four the order is 0 2 1 3
   int16_t* sum16;   // [T, cols / 16] sums of q
@@ -17,6 +19,11 @@ struct Activations {
   float* d32;       // [T, cols / 32] scales, for weight types with a float scale every 32 columns
   float* d256;      // [T, cols / 256]
 };
+
+// Bytes of a value of types that are plain floats, whose rows stay as they are in the file; else 0.
+inline int plain_bytes(int type) {
+  return type == kF32 ? 4 : type == kF16 || type == kBF16 ? 2 : 0;
+}
 
 constexpr int kTiles = 2;  // functions for one token, and for a tile of tokens
 
@@ -30,7 +37,16 @@ struct Isa {
   int tile;  // tokens of the larger TileFn
   bool wide;  // whether `Activations::wide` is read
   TileFn linear[40][kTiles];  // by weight type
-  void (*quantize)(const float* x, const Activations& out, int64_t token, int super);
+  // Groups first … last - 1 of `super` columns of one token.
+  void (*quantize)(const float* x, const Activations& out, int64_t token, int super, int64_t first,
+                   int64_t last);
+  // out[t * stride + r] = row r of float weights [rows, cols] times token t, up to 8 of each.
+  void (*plain)(int type, const uint8_t* w, int rows, int64_t cols, const float* x,
+                int64_t x_stride, int tokens, float* out, int64_t stride);
+  void (*norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*rotate)(float* x, const float* cos, const float* sin, int n, bool adjacent);
+  void (*store)(int kv_dtype, const float* x, uint8_t* out, int64_t n);
+  void (*gate)(int act, float* gate, const float* up, int n);  // gate = act(gate) · up
   // scores and values of one key/value head over a run of cached tokens; see attention.inl
   void (*attend)(const struct AttentionSpan&);
 };

@@ -19,6 +19,11 @@ Isa make_table(const char* name) {
 #undef X
   isa.quantize = quantize_token;
   isa.attend = attend;
+  isa.plain = plain;
+  isa.norm = norm;
+  isa.rotate = rotate;
+  isa.store = store_as;
+  isa.gate = gate;
   return isa;
 }
 

@@ -163,24 +163,31 @@ void tile(const uint8_t* panel, const Activations& a, int64_t first, float* out,
   for (int t = 0; t < T; t++) V::store(out + t * stride, acc[t]);
 }
 
+// To whole numbers in -127 … 127, to nearest, ties to even.
+inline vi rounded(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
+
 // NaN and infinity make a block's scale NaN, so that they reach the result and no other token.
-void quantize_token(const float* x, const Activations& a, int64_t token, int super) {
+void quantize_token(const float* x, const Activations& a, int64_t token, int super, int64_t first,
+                    int64_t last) {
+  typedef int8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
   const int64_t K = a.cols;
   int8_t* q = a.q + token * K;
-  int16_t* wide = a.wide ? a.wide + token * K : nullptr;
-  for (int64_t b = 0; b < K / super; b++) {
+  for (int64_t b = first; b < last; b++) {
     const float* v = x + b * super;
-    float largest = 0, bad = 0;
-    for (int i = 0; i < super; i++) {
-      const float m = std::fabs(v[i]);
-      largest = m > largest ? m : largest;
-      bad += v[i] * 0.0f;
+    vf most = {}, bad = {};
+    for (int i = 0; i < super; i += N) {
+      const vf one = load(v + i), size = (vf)((vi)one & 0x7fffffff);
+      most = pick(size > most, size, most);
+      bad += one * 0.0f;
     }
-    const bool finite = bad == 0.0f, some = finite && largest > 1e-30f;
-    const float inverse = some ? 127.0f / largest : 0.0f;
+    float largest = 0;
+    for (int i = 0; i < N; i++) largest = most[i] > largest ? most[i] : largest;
+    const bool finite = total(bad) == 0.0f, some = finite && largest > 1e-30f;
+    const vf inverse = splat(some ? 127.0f / largest : 0.0f);
     int8_t* o = q + b * super;
     if (some)
-      for (int i = 0; i < super; i++) o[i] = int8_t(int32_t(std::nearbyintf(v[i] * inverse)));
+      for (int i = 0; i < super; i += N)
+        *(bytes*)(o + i) = __builtin_convertvector(rounded(load(v + i) * inverse), bytes);
     else
       std::memset(o, 0, super);
     const float scale = finite ? (some ? largest / 127.0f : 0.0f) : NAN;
@@ -191,20 +198,21 @@ void quantize_token(const float* x, const Activations& a, int64_t token, int sup
   }
   int16_t* s16 = a.sum16 + token * (K / 16);
   int16_t* s32 = a.sum32 + token * (K / 32);
-  for (int64_t g = 0; g < K / 32; g++) {
+  for (int64_t g = first * super / 32; g < last * super / 32; g++) {
     int sum[2] = {0, 0};
     for (int i = 0; i < 16; i++) sum[0] += q[g * 32 + i], sum[1] += q[g * 32 + 16 + i];
     s16[2 * g] = int16_t(sum[0]);
     s16[2 * g + 1] = int16_t(sum[1]);
     s32[g] = int16_t(sum[0] + sum[1]);
   }
-  if (wide)
-    for (int64_t i = 0; i < K; i += 4) {
-      wide[i] = q[i];
-      wide[i + 1] = q[i + 2];
-      wide[i + 2] = q[i + 1];
-      wide[i + 3] = q[i + 3];
-    }
+  if (!a.wide) return;
+  int16_t* wide = a.wide + token * K;
+  for (int64_t i = first * super; i < last * super; i += 4) {
+    wide[i] = q[i];
+    wide[i + 1] = q[i + 2];
+    wide[i + 2] = q[i + 1];
+    wide[i + 3] = q[i + 3];
+  }
 }
 
 }  // namespace

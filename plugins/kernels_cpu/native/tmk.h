@@ -11,11 +11,13 @@ enum Status : int64_t { kOk = 0, kUnknown = -1, kBadShape = -2, kBadScale = -3, 
 
 // Weight types, numbered as in ggml.
 enum Type : int32_t {
+  kF32 = 0, kF16 = 1, kBF16 = 30,
   kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ2_K = 10, kQ3_K = 11, kQ4_K = 12,
   kQ5_K = 13, kQ6_K = 14, kQ8_K = 15, kIQ4_NL = 20, kIQ4_XS = 23, kMXFP4 = 39,
 };
 
-// A weight matrix [rows, cols] in packed panels, made by `tmk_pack` for the ISA in use.
+// A weight matrix [rows, cols]: packed panels, made by `tmk_pack` for the ISA in use, or plain floats
+// row by row.
 struct Linear {
   int32_t type;
   int32_t reserved;

@@ -35,7 +35,7 @@ HALVES = {
     "iq4_nl": (0,),
     "iq4_xs": (0,),
 }
-NAMES = [name.removeprefix("gguf.") for name in TYPES]
+NAMES = [name.removeprefix("gguf.") for name in TYPES if name.startswith("gguf.")]
 
 
 def random_weight(name: str, rows: int, cols: int, seed: int = 0) -> GgmlWeight:

@@ -23,6 +23,9 @@ ENVIRONMENT = "TRAMONTANE_KERNELS"
 
 Operator = Callable[..., Any]
 
+WHOLE_MODULES = ("self_attention", "gated_mlp", "pre_norm_layer")
+"""Modules of `tramontane.nn` that a kernel may compute in one call."""
+
 
 @frozen
 class Candidate:
@@ -102,6 +105,32 @@ def prepare(operator: Operator, weight: PackedWeight) -> Any:
     gives, or the weight itself where it has none. Called once, when a module is bound."""
     own = getattr(operator, "prepare", None)
     return weight if own is None else own(weight)
+
+
+def bind_whole(op: str, module: Any, device: torch.device, dtype: torch.dtype) -> Operator | None:
+    """What computes the whole ``forward`` of ``module`` in one call, or None where no kernel does.
+
+    A kernel's target is then a callable ``(module, dtype)`` that looks at the module, whose parts
+    are bound, and gives such an operator or None. The operator gives None for a call it does not
+    cover. Binding the module again starts afresh.
+
+    Args:
+        op: a member of `WHOLE_MODULES`.
+        module: its weights are in place, its parts bound.
+        device, dtype: of its activations.
+    """
+    if op not in WHOLE_MODULES:
+        raise ConfigError(f"no module is bound as {op!r}; known are {', '.join(WHOLE_MODULES)}")
+    if os.environ.get(ENVIRONMENT) == "reference":
+        return None
+    specs = (spec for spec in plugin_manager().specs("kernels") if spec.op == op)
+    for spec in sorted(specs, key=lambda spec: -spec.priority):
+        _, make = _resolved(spec, device)
+        whole: Operator | None = None if make is None else make(module, dtype)
+        if whole is not None:
+            log.debug("%s on %s: %s", op, device, spec.name)
+            return whole
+    return None
 
 
 def choices() -> list[Choice]:

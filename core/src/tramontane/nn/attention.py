@@ -62,6 +62,7 @@ class SelfAttention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(num_heads)) if sinks else None
         self.scale = head_dim**-0.5 if scale is None else scale
         self.window, self.softcap = window, softcap
+        self._whole: dispatch.Operator | None = None
         self._use("paged_attention")
 
     def see_both_ways(self) -> None:
@@ -70,13 +71,13 @@ class SelfAttention(nn.Module):
         self._use("bidirectional_attention")
 
     def _use(self, operator: str) -> None:
-        self._operator = operator
+        self.operator = operator
         self._attend: dispatch.Operator = OPERATORS[operator]
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the attention kernel for good."""
         self._attend = dispatch.bind(
-            self._operator,
+            self.operator,
             device,
             dtype=dtype,
             num_heads=self.num_heads,
@@ -87,6 +88,10 @@ class SelfAttention(nn.Module):
             softcap=self.softcap,
             sinks=self.sinks is not None,
         )
+
+    def bind_whole(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose what computes all of it in one call, if anything does."""
+        self._whole = dispatch.bind_whole("self_attention", self, device, dtype)
 
     def forward(self, x: Tensor, rope: Rope | None, batch: ForwardBatch, cache: Any) -> Tensor:
         """Attend from ``x``, having put its keys and values into ``cache``.
@@ -100,6 +105,10 @@ class SelfAttention(nn.Module):
         Returns:
             [T, hidden_size].
         """
+        if self._whole is not None:
+            done: Tensor | None = self._whole(x, rope, batch, cache)
+            if done is not None:
+                return done
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, num_heads, head_dim]
         k = self.k_proj(x).unflatten(-1, (-1, self.head_dim))  # [T, num_kv_heads, head_dim]
         v = self.v_proj(x).unflatten(-1, (-1, self.v_head_dim))  # [T, num_kv_heads, v_head_dim]

@@ -7,8 +7,10 @@ from torch import nn
 
 
 def bind_kernels(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Call ``bind_kernels(device, dtype)`` of each module that has it. A module that was never
-    bound uses the reference.
+    """Call ``bind_kernels(device, dtype)`` of each module that has it, then, parts before wholes,
+    ``bind_whole(device, dtype)``, by which a module may have its whole forward computed in one
+    call. A module that was never bound uses the reference; one whose parts have been replaced or
+    changed is to be bound again.
 
     Args:
         model: its weights are in place.
@@ -17,5 +19,9 @@ def bind_kernels(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     """
     for module in model.modules():
         bind = getattr(module, "bind_kernels", None)
+        if bind is not None:
+            bind(device, dtype)
+    for module in reversed(list(model.modules())):
+        bind = getattr(module, "bind_whole", None)
         if bind is not None:
             bind(device, dtype)

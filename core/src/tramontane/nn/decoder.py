@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from attrs import frozen
 from torch import Tensor, nn
 
 from tramontane.cache import FullAttention, SlidingAttention
 from tramontane.errors import ConfigError
+from tramontane.kernels import dispatch
 from tramontane.nn.config import check_heads, check_layer_types, check_positive, check_type
 from tramontane.nn.embedding import Embedding
 from tramontane.nn.rope import RopeParameters
@@ -109,10 +111,19 @@ class PreNormLayer(nn.Module):
         self.mlp = mlp
         self.input_layernorm = input_layernorm
         self.post_attention_layernorm = post_attention_layernorm
+        self._whole: dispatch.Operator | None = None
+
+    def bind_whole(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose what computes all of it in one call, if anything does."""
+        self._whole = dispatch.bind_whole("pre_norm_layer", self, device, dtype)
 
     def forward(
         self, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: LayerCache
     ) -> Tensor:
+        if self._whole is not None:
+            done: Tensor | None = self._whole(h, rope, batch, cache)
+            if done is not None:
+                return done
         h = h + self.self_attn(self.input_layernorm(h), rope, batch, cache)  # [T, hidden]
         out: Tensor = h + self.mlp(self.post_attention_layernorm(h))
         return out

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tramontane.errors import ConfigError
+from tramontane.kernels import dispatch
 from tramontane.protocols import Split
 
 Activation = Callable[[Tensor], Tensor]
@@ -91,8 +92,17 @@ class GatedMLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=bias)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=bias)
         self.act = activation(act)
+        self._whole: dispatch.Operator | None = None
+
+    def bind_whole(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose what computes all of it in one call, if anything does."""
+        self._whole = dispatch.bind_whole("gated_mlp", self, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self._whole is not None:
+            done: Tensor | None = self._whole(x)
+            if done is not None:
+                return done
         h: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
         return h
 

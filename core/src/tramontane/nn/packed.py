@@ -19,6 +19,9 @@ class PackedLinear(nn.Module):
     Args:
         packed: weight of shape (out, in).
         bias: [out] or None.
+
+    Attributes:
+        operand: the weight in the form that the kernel in use multiplies with.
     """
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
@@ -27,17 +30,17 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         self._multiply: dispatch.Operator = packed_linear
-        self._operand: Any = packed
+        self.operand: Any = packed
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for this format for good."""
         self._multiply = dispatch.bind(
             "packed_linear", device, dtype=dtype, format=self.packed.format
         )
-        self._operand = dispatch.prepare(self._multiply, self.packed)
+        self.operand = dispatch.prepare(self._multiply, self.packed)
 
     def forward(self, x: Tensor) -> Tensor:
-        h: Tensor = self._multiply(x, self._operand, self.bias)  # [..., out]
+        h: Tensor = self._multiply(x, self.operand, self.bias)  # [..., out]
         return h
 
     def extra_repr(self) -> str:

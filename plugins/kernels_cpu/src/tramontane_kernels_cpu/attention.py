@@ -18,14 +18,16 @@ from tramontane.kernels.reference import PagedStorage
 from tramontane.protocols import ForwardBatch
 from tramontane_kernels_cpu.library import check, native, threads, why_not
 
-_KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
-_LONG_PROMPT = 1024
+LONG_PROMPT = 1024
 """Queries of one sequence from which torch's matrix products win over reading the cache once a
 query."""
 
 
-class _Attention(ctypes.Structure):
+class AttentionRecord(ctypes.Structure):
+    """``Attention`` of attention.h."""
+
     _fields_ = (
         ("num_heads", ctypes.c_int64),
         ("num_kv_heads", ctypes.c_int64),
@@ -42,6 +44,57 @@ class _Attention(ctypes.Structure):
     )
 
 
+class SequencesRecord(ctypes.Structure):
+    """``Sequences`` of attention.h."""
+
+    _fields_ = (
+        ("starts", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("tables", ctypes.c_void_p),
+        ("table_stride", ctypes.c_int64),
+        ("count", ctypes.c_int64),
+    )
+
+
+def sequences_record(batch: ForwardBatch) -> SequencesRecord:
+    """Addresses of ``batch``'s tensors, which must live as long as the record is used."""
+    tables = batch.block_tables
+    return SequencesRecord(
+        batch.query_starts.data_ptr(),
+        batch.context_lens.data_ptr(),
+        tables.data_ptr(),
+        tables.stride(0),
+        len(batch.query_lens),
+    )
+
+
+def attention_record(
+    num_heads: int,
+    cache: PagedStorage,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> AttentionRecord:
+    """Settings and storage of one layer; ``sinks`` in float32."""
+    k, v = cache.k, cache.v
+    return AttentionRecord(
+        num_heads,
+        k.shape[1],
+        k.shape[3],
+        v.shape[3],
+        k.data_ptr(),
+        v.data_ptr(),
+        k.shape[2],
+        KV_DTYPES[k.dtype],
+        scale,
+        softcap or 0.0,
+        window or 0,
+        None if sinks is None else sinks.data_ptr(),
+    )
+
+
 def paged_attention(
     q: Tensor,
     cache: PagedStorage,
@@ -53,44 +106,25 @@ def paged_attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """`tramontane.kernels.reference.paged_attention`, natively; float32 arithmetic throughout."""
-    if max(batch.query_lens) >= _LONG_PROMPT:
+    if max(batch.query_lens) >= LONG_PROMPT:
         return reference.paged_attention(
             q, cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks
         )
     library = native()
     assert library is not None
-    k, v = cache.k, cache.v
-    num_tokens, num_heads, head_dim = q.shape
-    record = _Attention(
-        num_heads,
-        k.shape[1],
-        head_dim,
-        v.shape[3],
-        k.data_ptr(),
-        v.data_ptr(),
-        k.shape[2],
-        _KV_DTYPES[k.dtype],
-        scale,
-        softcap or 0.0,
-        window or 0,
+    num_tokens, num_heads, _ = q.shape
+    sinks = None if sinks is None else sinks.float().contiguous()
+    record = attention_record(
+        num_heads, cache, scale=scale, window=window, softcap=softcap, sinks=sinks
     )
-    if sinks is not None:
-        sinks = sinks.float().contiguous()
-        record.sinks = sinks.data_ptr()
     queries = q.float().contiguous()
-    out = torch.empty(num_tokens, num_heads, v.shape[3])
-    tables = batch.block_tables
+    out = torch.empty(num_tokens, num_heads, cache.v.shape[3])
     check(
         library.calls.tmk_attention(
             ctypes.byref(record),
+            ctypes.byref(sequences_record(batch)),
             queries.data_ptr(),
-            num_heads * head_dim,
             num_tokens,
-            batch.query_starts.data_ptr(),
-            batch.context_lens.data_ptr(),
-            tables.data_ptr(),
-            tables.stride(0),
-            len(batch.query_lens),
             out.data_ptr(),
             threads(),
         )
@@ -99,7 +133,7 @@ def paged_attention(
 
 
 def supports(**facts: Any) -> bool:
-    return facts.get("dtype") in _KV_DTYPES
+    return facts.get("dtype") in KV_DTYPES
 
 
 paged_attention.why_not = why_not  # type: ignore[attr-defined]

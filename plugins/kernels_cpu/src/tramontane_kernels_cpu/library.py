@@ -20,7 +20,7 @@ first two: the third has been compiled, but not yet run on a processor that has 
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 1
+_VERSION = 2
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -29,10 +29,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_packed_bytes": (_long, (_int, _long, _long)),
     "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _int)),
     "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
-    "tmk_attention": (
-        _long,
-        (_pointer, _pointer, _long, _long, *[_pointer] * 3, _long, _long, _pointer, _int),
-    ),
+    "tmk_attention": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
+    "tmk_block": (_long, (*[_pointer] * 5, _int)),
 }
 
 

@@ -24,4 +24,25 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             device="cpu",
             summary="one pass over the blocks of the KV cache",
         ),
+        KernelSpec(
+            name="native self-attention",
+            target="tramontane_kernels_cpu.block:self_attention",
+            op="self_attention",
+            device="cpu",
+            summary="projections, rotation, cache and attention in one call",
+        ),
+        KernelSpec(
+            name="native gated MLP",
+            target="tramontane_kernels_cpu.block:gated_mlp",
+            op="gated_mlp",
+            device="cpu",
+            summary="three projections and their gate in one call",
+        ),
+        KernelSpec(
+            name="native pre-norm layer",
+            target="tramontane_kernels_cpu.block:pre_norm_layer",
+            op="pre_norm_layer",
+            device="cpu",
+            summary="attention, MLP, norms and residuals in one call",
+        ),
     )

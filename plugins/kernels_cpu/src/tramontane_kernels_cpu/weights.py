@@ -34,7 +34,9 @@ TYPES = {
 _K_QUANTS = frozenset({10, 11, 12, 13, 14, 23})
 
 
-class _Linear(ctypes.Structure):
+class LinearRecord(ctypes.Structure):
+    """``Linear`` of tmk.h."""
+
     _fields_ = (
         ("type", ctypes.c_int32),
         ("reserved", ctypes.c_int32),
@@ -78,7 +80,7 @@ class NativeWeight:
             )
         check(status)
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self._record = _Linear(
+        self._record = LinearRecord(
             kind,
             0,
             rows,
@@ -94,7 +96,7 @@ class NativeWeight:
         twin.shape, twin.data = self.shape, self.data
         twin.super_columns = self.super_columns
         twin.bias = bias.detach().float().contiguous()
-        record = _Linear()
+        record = LinearRecord()
         ctypes.pointer(record)[0] = self._record
         record.bias = twin.bias.data_ptr()
         twin._record, twin.address = record, ctypes.addressof(record)

@@ -1,0 +1,170 @@
+#include "work.h"
+
+#include <cstring>
+
+namespace tmk {
+
+thread_local Scratch scratch;
+
+uint8_t* Scratch::get(size_t bytes) {
+  if (bytes > size) {
+    std::free(data);
+    size = (bytes + bytes / 4 + 4095) & ~size_t(4095);
+    data = (uint8_t*)std::aligned_alloc(64, size);
+    if (!data) size = 0;
+  }
+  return data;
+}
+
+size_t activation_bytes(const Isa& isa, int64_t T, int64_t K) {
+  return aligned(T * K) + (isa.wide ? aligned(2 * T * K) : 0) + aligned(T * K / 8) +
+         aligned(T * K / 16) + aligned(T * K / 8) + 64;
+}
+
+Activations place(const Isa& isa, uint8_t* p, int64_t T, int64_t K) {
+  Activations a{};
+  a.cols = K;
+  a.q = (int8_t*)p;
+  p += aligned(T * K);
+  if (isa.wide) {
+    a.wide = (int16_t*)p;
+    p += aligned(2 * T * K);
+  }
+  a.sum16 = (int16_t*)p;
+  p += aligned(T * K / 8);
+  a.sum32 = (int16_t*)p;
+  p += aligned(T * K / 16);
+  a.d32 = a.d256 = (float*)p;
+  return a;
+}
+
+bool usable(const Isa& isa, const Linear& w) {
+  return w.type >= 0 && w.type < 40 && (isa.linear[w.type][0] || plain_bytes(w.type));
+}
+
+void quantize(const Isa& isa, const float* x, int64_t stride, Activations& a, int64_t T,
+              int super) {
+  // Each thread has its own `a`, so no two write these.
+  a.x = x;
+  a.x_stride = stride;
+  if (!super) return;  // the barrier before has let everybody see x
+  const int64_t parts = a.cols / super, step = parts < 8 ? parts : 8;
+  const int64_t pieces = T > 1 ? 1 : (parts + step - 1) / step;
+#pragma omp for schedule(static)
+  for (int64_t n = 0; n < T * pieces; n++) {
+    const int64_t t = n / pieces, first = n % pieces * step;
+    const int64_t last = T > 1 || first + step > parts ? parts : first + step;
+    isa.quantize(x + t * stride, a, t, super, first, last);
+  }
+}
+
+namespace {
+
+constexpr int kMaxTile = 8, kMaxLanes = 16;
+
+// Rows of panel `i`, tokens t0 … t1 - 1: `use(token, row, rows, values)` gets each token's.
+template <class Use>
+inline void panel_times(const Isa& isa, const Linear& w, const Activations& x, int64_t i,
+                        int64_t t0, int64_t t1, Use use) {
+  const int L = isa.lanes;
+  const int64_t row = i * L;
+  const int rows = w.rows - row < L ? int(w.rows - row) : L;
+  alignas(64) float got[kMaxTile * kMaxLanes];
+  const int bytes = plain_bytes(w.type);
+  if (bytes) {
+    const uint8_t* first = w.data + row * w.cols * bytes;
+    for (int64_t t = t0; t < t1; t += kMaxTile) {
+      const int n = t1 - t < kMaxTile ? int(t1 - t) : kMaxTile;
+      isa.plain(w.type, first, rows, w.cols, x.x + t * x.x_stride, x.x_stride, n, got, L);
+      for (int s = 0; s < n; s++) use(t + s, row, rows, got + s * L);
+    }
+    return;
+  }
+  const uint8_t* panel = w.data + i * panel_bytes(w.type, L, w.cols);
+  const TileFn* fn = isa.linear[w.type];
+  for (int64_t t = t0; t < t1;) {
+    // A tile that would stick out goes back; a few tokens are then computed twice.
+    int n = 1;
+    int64_t first = t;
+    if (t1 - t >= isa.tile) {
+      n = isa.tile;
+    } else if (t1 - t > 1 && t1 - isa.tile >= 0) {
+      n = isa.tile;
+      first = t1 - isa.tile;
+    }
+    fn[n > 1](panel, x, first, got, L);
+    for (int64_t s = t; s < first + n; s++) use(s, row, rows, got + (s - first) * L);
+    t = first + n;
+  }
+}
+
+// Tokens whose activations stay in the second-level cache.
+int64_t token_block(const Isa& isa, int64_t T, int64_t K) {
+  int64_t n = (int64_t(192) << 10) / (K * (isa.wide ? 2 : 1));
+  n = n / isa.tile * isa.tile;
+  if (n < 2 * isa.tile) n = 2 * isa.tile;
+  return n < T ? n : T;
+}
+
+int64_t panels_of(const Isa& isa, const Linear& w) { return (w.rows + isa.lanes - 1) / isa.lanes; }
+
+int64_t panels_at_once(int64_t T) { return T >= 32 ? 8 : 4; }
+
+}  // namespace
+
+void multiply(const Isa& isa, const Product* jobs, int count, const Activations& x, int64_t T) {
+  const int64_t step = token_block(isa, T, x.cols), group = panels_at_once(T);
+  int64_t total = 0;
+  for (int j = 0; j < count; j++) total += (panels_of(isa, *jobs[j].w) + group - 1) / group;
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t n = 0; n < total; n++) {
+    int64_t first = n;
+    const Product* job = jobs;
+    for (;; job++) {
+      const int64_t own = (panels_of(isa, *job->w) + group - 1) / group;
+      if (first < own) break;
+      first -= own;
+    }
+    first *= group;
+    const int64_t panels = panels_of(isa, *job->w);
+    const int64_t last = first + group < panels ? first + group : panels;
+    const auto put = [&](int64_t t, int64_t row, int rows, const float* values) {
+      float* o = job->out + t * job->stride + row;
+      const float* bias = job->w->bias;
+      const float* add = job->add ? job->add + t * job->stride + row : nullptr;
+      for (int r = 0; r < rows; r++)
+        o[r] = (bias ? values[r] + bias[row + r] : values[r]) + (add ? add[r] : 0.0f);
+    };
+    for (int64_t t = 0; t < T; t += step)
+      for (int64_t i = first; i < last; i++)
+        panel_times(isa, *job->w, x, i, t, t + step < T ? t + step : T, put);
+  }
+}
+
+void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int act, float* out,
+                    int64_t stride, const Activations& x, int64_t T) {
+  const int64_t step = token_block(isa, T, x.cols), group = panels_at_once(T);
+  const int64_t panels = panels_of(isa, gate);
+#pragma omp for schedule(dynamic, 1)
+  for (int64_t first = 0; first < panels; first += group) {
+    const int64_t last = first + group < panels ? first + group : panels;
+    for (int64_t t = 0; t < T; t += step) {
+      const int64_t end = t + step < T ? t + step : T;
+      for (int64_t i = first; i < last; i++) {
+        const auto keep = [&](int64_t s, int64_t row, int rows, const float* values) {
+          float* o = out + s * stride + row;
+          for (int r = 0; r < rows; r++) o[r] = gate.bias ? values[r] + gate.bias[row + r] : values[r];
+        };
+        const auto combine = [&](int64_t s, int64_t row, int rows, const float* values) {
+          alignas(64) float raised[kMaxLanes];
+          for (int r = 0; r < rows; r++) raised[r] = up.bias ? values[r] + up.bias[row + r] : values[r];
+          isa.gate(act, out + s * stride + row, raised, rows);
+        };
+        panel_times(isa, gate, x, i, t, end, keep);
+        panel_times(isa, up, x, i, t, end, combine);
+      }
+    }
+  }
+}
+
+}  // namespace tmk

@@ -1,0 +1,195 @@
+"""Modules computed in one native call against the same modules computed part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tramontane.cache import PagedKV
+from tramontane.kernels import dispatch
+from tramontane.nn import (
+    AdjacentRope,
+    GatedMLP,
+    PackedLinear,
+    PreNormLayer,
+    RMSNorm,
+    Rope,
+    RopeParameters,
+    Rotary,
+    SelfAttention,
+    bind_kernels,
+)
+from tramontane.protocols import ForwardBatch
+from tramontane_gguf.blocks import GgmlWeight
+from tramontane_gguf.quantizer import GgmlQuantizer
+from tramontane_kernels_cpu.library import native, why_not
+
+pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
+
+CPU = torch.device("cpu")
+HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 256, 8, 2, 32
+BLOCK_SIZE = 16
+
+
+@pytest.fixture(autouse=True)
+def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+
+
+def packed(module: nn.Module, type_names: dict[str, str], seed: int = 0) -> nn.Module:
+    """Random weights; linears packed, by the last part of their name or ``""`` for the rest."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
+        values = torch.randn(parameter.shape, generator=generator) * scale
+        parameter.data = values + (1.0 if "norm" in name else 0.0)
+        parameter.requires_grad_(False)
+    quantizer = GgmlQuantizer()
+    for name, child in list(module.named_modules()):
+        if isinstance(child, nn.Linear):
+            kind = type_names.get(name.rpartition(".")[2], type_names[""])
+            weight = quantizer.quantize(child.weight, kind)
+            assert isinstance(weight, GgmlWeight)
+            module.set_submodule(name, PackedLinear(weight, child.bias))
+    bind_kernels(module, CPU, torch.float32)
+    return module
+
+
+def attention(**options: Any) -> SelfAttention:
+    return SelfAttention(HIDDEN, HEADS, KV_HEADS, HEAD_DIM, **options)
+
+
+def steps() -> Iterator[ForwardBatch]:
+    """Three sequences: prompts of which one comes in two chunks, then decoding."""
+    lengths = [0, 0, 0]
+    tables = torch.arange(30, dtype=torch.int32).view(3, 10).flip(1).contiguous()
+    for query_lens in ([20, 7, 1], [9, 1, 1], [1, 1, 1], [1, 1, 1]):
+        starts = [0]
+        positions: list[int] = []
+        slots: list[int] = []
+        for i, n in enumerate(query_lens):
+            for p in range(lengths[i], lengths[i] + n):
+                positions.append(p)
+                slots.append(int(tables[i, p // BLOCK_SIZE]) * BLOCK_SIZE + p % BLOCK_SIZE)
+            lengths[i] += n
+            starts.append(starts[-1] + n)
+        yield ForwardBatch(
+            token_ids=torch.zeros(len(positions), dtype=torch.int64),
+            positions=torch.tensor(positions),
+            query_starts=torch.tensor(starts, dtype=torch.int32),
+            context_lens=torch.tensor(lengths, dtype=torch.int32),
+            slots=torch.tensor(slots),
+            block_tables=tables,
+            logit_rows=torch.arange(3),
+            query_lens=query_lens,
+            kv_lens=list(lengths),
+        )
+
+
+def run(module: Any, rotary: Rotary | None, kv_dtype: torch.dtype) -> list[Tensor]:
+    """What a module with a cache computes over `steps`."""
+    cache = PagedKV(
+        num_blocks=30,
+        num_kv_heads=KV_HEADS,
+        block_size=BLOCK_SIZE,
+        head_dim=HEAD_DIM,
+        dtype=kv_dtype,
+    )
+    generator = torch.Generator().manual_seed(5)
+    out = []
+    for batch in steps():
+        x = torch.randn(batch.num_tokens, HIDDEN, generator=generator)
+        rope = None if rotary is None else rotary(batch, torch.float32)
+        out.append(module(x, rope, batch, cache))
+    return [*out, cache.k.float(), cache.v.float()]
+
+
+def rotary(layout: type[Rope], part: float = 1.0) -> Rotary:
+    parameters = RopeParameters(
+        max_position_embeddings=512,
+        original_max_position_embeddings=512,
+        partial_rotary_factor=part,
+    )
+    return Rotary(parameters, HEAD_DIM, layout)
+
+
+def both_ways(module: Any, *arguments: Any, **options: Any) -> None:
+    assert module._whole is not None
+    whole = run(module, *arguments, **options)
+    for part in module.modules():
+        if hasattr(part, "_whole"):
+            part._whole = None
+    parts = run(module, *arguments, **options)
+    for got, want in zip(whole, parts, strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"bias": True},
+        {"window": 10, "scale": 0.3},
+        {"softcap": 5.0},
+        {"sinks": True},
+        {"q_norm": RMSNorm(HEAD_DIM), "k_norm": RMSNorm(HEAD_DIM, 1e-5)},
+    ],
+    ids=lambda options: "+".join(options) or "plain",
+)
+def test_attention(options: dict[str, Any]) -> None:
+    module = packed(attention(**options), {"": "q8_0"})
+    both_ways(module, rotary(Rope), torch.float32)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", [Rope, AdjacentRope, None])
+def test_rotation_and_cache(layout: type[Rope] | None, kv_dtype: torch.dtype) -> None:
+    module = packed(attention(), {"": "q8_0"})
+    both_ways(module, None if layout is None else rotary(layout, 0.5), kv_dtype)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_pytorch_tanh", "relu"])
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k"])
+def test_gated_mlp(act: str, kind: str) -> None:
+    module: Any = packed(GatedMLP(HIDDEN, 512, act, bias=True), {"": kind})
+    assert module._whole is not None
+    x = torch.randn(9, HIDDEN, generator=torch.Generator().manual_seed(1)) * 4
+    whole = module(x)
+    alone = torch.cat([module(row[None]) for row in x])
+    assert torch.equal(whole, alone)
+    module._whole = None
+    torch.testing.assert_close(whole, module(x), rtol=2e-3, atol=4e-3)
+
+
+def layer(types: dict[str, str]) -> Any:
+    parts = (attention(), GatedMLP(HIDDEN, 768), RMSNorm(HIDDEN), RMSNorm(HIDDEN, 1e-5))
+    return packed(PreNormLayer(*parts), types)
+
+
+@pytest.mark.parametrize("types", [{"": "q8_0"}, {"": "q4_k", "v_proj": "q6_k"}])
+def test_layer(types: dict[str, str]) -> None:
+    both_ways(layer(types), rotary(Rope), torch.float32)
+
+
+def test_what_is_not_covered_is_left_alone() -> None:
+    mixed = layer({"": "q4_k", "v_proj": "q8_0"})  # rounds activations in two ways
+    assert mixed._whole is None
+    assert mixed.mlp._whole is not None
+    listened = layer({"": "q8_0"})
+    listened.mlp.down_proj.register_forward_hook(lambda *_: None)
+    bind_kernels(listened, CPU, torch.float32)
+    assert listened._whole is None
+    assert listened.mlp._whole is None
+    assert listened.self_attn._whole is not None
+
+
+def test_replacing_a_part_takes_effect_when_bound_again() -> None:
+    module = layer({"": "q8_0"})
+    module.mlp.down_proj = nn.Linear(768, HIDDEN)
+    bind_kernels(module, CPU, torch.float32)
+    assert module._whole is None
+    run(module, rotary(Rope), torch.float32)
