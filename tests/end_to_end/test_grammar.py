@@ -138,6 +138,25 @@ def test_streams_and_logprobs_follow_the_mask(runner: Runner) -> None:
     assert said == text
 
 
+def test_several_choices_are_streamed_each_in_the_grammar(runner: Runner) -> None:
+    stream = runner.send_chat_completion_request(
+        {
+            "messages": "Go",
+            "grammar": "[a-z]{12}",
+            "grammar_type": "regex",
+            "n_choices": 4,
+            "temperature": 1.0,
+            "stream": True,
+        }
+    )
+    said = [""] * 4
+    for chunk in stream:  # type: ignore[union-attr]
+        for choice in chunk.choices:  # type: ignore[union-attr]
+            said[choice.index] += choice.delta.content or ""  # type: ignore[union-attr]
+    assert all(re.fullmatch("[a-z]{12}", text) for text in said)
+    assert len(set(said)) == 4
+
+
 def test_completions_follow_grammars_too(runner: Runner) -> None:
     response = runner.send_completion_request(
         CompletionRequest("1+1=", grammar="[0-9]", grammar_type="regex", max_tokens=5)

@@ -121,3 +121,53 @@ def test_a_result_beyond_the_context_harms_nothing() -> None:
         assert run.is_error
         assert "300,000 characters" in run.result
         assert response.choices[0].finish_reason == "stop"
+
+
+SMALL = {"a": {"type": "integer", "maximum": 9}, "b": {"type": "integer", "enum": [1, 2, 3]}}
+
+
+def test_strict_arguments_are_held_to_their_schema_while_they_are_written(demo: Runner) -> None:
+    """Asked for 17 plus 25, the model may not say either number."""
+    parameters = {**ADD["function"]["parameters"], "properties": SMALL}  # type: ignore[index]
+    loose = {"type": "function", "function": {"name": "add", "parameters": parameters}}
+    strict = {"type": "function", "function": {**loose["function"], "strict": True}}  # type: ignore[dict-item]
+    said = []
+    for tool in (loose, strict):
+        response = answer(demo, tool_schemas=[tool], max_tool_rounds=0)
+        (call,) = response.choices[0].message.tool_calls or []
+        said.append(json.loads(call.function.arguments))
+    assert said[0] == {"a": 17, "b": 25}
+    assert said[1]["a"] <= 9
+    assert said[1]["b"] in (1, 2, 3)
+
+
+def test_a_call_cut_off_comes_back_as_text(demo: Runner) -> None:
+    for max_tokens in (3, 8, 14, 20):
+        response = answer(demo, max_tokens=max_tokens)
+        (choice,) = response.choices
+        assert choice.finish_reason == "length"
+        assert choice.message.tool_calls is None
+        whole = '<tool_call>\n{"name": "add", "arguments": {"a": 17, "b": 25}}'
+        assert choice.message.content
+        assert whole.startswith(choice.message.content)
+        assert response.executed_tool_calls is None
+        stream = demo.send_chat_completion_request(
+            {**SUM, "stream": True, "max_tokens": max_tokens}
+        )
+        chunks = list(stream)  # type: ignore[arg-type]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)  # type: ignore[union-attr]
+        assert text == choice.message.content
+
+
+def test_arguments_are_streamed_as_they_are_written(demo: Runner) -> None:
+    stream = demo.send_chat_completion_request({**SUM, "stream": True, "max_tool_rounds": 0})
+    deltas = [
+        delta
+        for chunk in stream  # type: ignore[union-attr]
+        for delta in chunk.choices[0].delta.tool_calls or ()  # type: ignore[union-attr]
+    ]
+    assert len(deltas) > 5
+    assert [delta.id is not None for delta in deltas] == [True] + [False] * (len(deltas) - 1)
+    assert deltas[0].function.name == "add"
+    text = "".join(delta.function.arguments for delta in deltas)
+    assert json.loads(text) == {"a": 17, "b": 25}
