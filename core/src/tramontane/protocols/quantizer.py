@@ -105,6 +105,14 @@ class Quantizer(Protocol):
         """Parts of ``weight`` as plain tensors and numbers, for UQFF and GGUF writers."""
         ...
 
+    def deserialize(self, parts: Mapping[str, Any]) -> PackedWeight:
+        """The weight that `serialize` took apart; shares memory with the parts where it can.
+
+        Raises:
+            ConfigError: a part is absent, or of a dtype or shape that does not fit the others.
+        """
+        ...
+
 
 class QuantizedCheckpoints(Protocol):
     """What the quantizer of a `QuantizerSpec` with ``hf_methods`` also is."""

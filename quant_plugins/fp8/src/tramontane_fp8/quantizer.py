@@ -98,6 +98,15 @@ class Fp8Quantizer:
             "tile": weight.tile,
         }
 
+    def deserialize(self, parts: Mapping[str, Any]) -> Fp8Weight:
+        """See `tramontane.protocols.Quantizer.deserialize`."""
+        try:
+            return Fp8Weight(parts["weight"], parts["scale"], parts["tile"])
+        except KeyError as cause:
+            raise ConfigError(f"{_TYPE} parts lack {cause}") from cause
+        except ValueError as cause:
+            raise ConfigError(str(cause)) from cause
+
     def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         """Weights come packed with their scales, everything else as it is.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -16,7 +16,7 @@ from tramontane.protocols import PackedWeight
 from tramontane_gguf import native
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.encode import ENCODERS
-from tramontane_gguf.types import BY_NAME, GgmlType
+from tramontane_gguf.types import BY_NAME, BY_NUMBER, GgmlType
 
 _CHUNK = 1 << 22
 """Elements converted to float32 at a time."""
@@ -81,6 +81,16 @@ class GgmlQuantizer:
             "dtype": weight.type.number,
             "shape": weight.shape,
         }
+
+    def deserialize(self, parts: Mapping[str, Any]) -> GgmlWeight:
+        """See `tramontane.protocols.Quantizer.deserialize`."""
+        try:
+            kind = BY_NUMBER[parts["dtype"]]
+            return GgmlWeight(parts["data"], kind, parts["shape"])
+        except KeyError as cause:
+            raise ConfigError(f"ggml parts lack, or no ggml type has, {cause}") from cause
+        except ValueError as cause:
+            raise ConfigError(str(cause)) from cause
 
 
 def ggml_type(name: str) -> GgmlType:

@@ -77,6 +77,15 @@ class Mxfp4Quantizer:
             raise ConfigError(f"{weight.format} is not {_TYPE}")
         return {"blocks": weight.codes.contiguous(), "scales": weight.scales.contiguous()}
 
+    def deserialize(self, parts: Mapping[str, Any]) -> Mxfp4Weight:
+        """See `tramontane.protocols.Quantizer.deserialize`."""
+        try:
+            return Mxfp4Weight(parts["blocks"], parts["scales"])
+        except KeyError as cause:
+            raise ConfigError(f"{_TYPE} parts lack {cause}") from cause
+        except ValueError as cause:
+            raise ConfigError(str(cause)) from cause
+
     def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         """``X_blocks`` and ``X_scales`` come as one packed weight ``X``, everything else as it is.
 
