@@ -1,8 +1,9 @@
-"""Writes ``models.md`` from what the installed plug-ins declare; ``make docs`` runs it, and a test
-compares."""
+"""Writes ``models.md`` from what the installed plug-ins declare, and the line counts of
+``add_architecture.md``; ``make docs`` runs it, and a test compares."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from tramontane.hooks import ArchitectureSpec, PluginManager, plugin_manager
 from tramontane.hooks.known import known_extras
 
 PAGE = Path(__file__).with_name("models.md")
+GUIDE = PAGE.with_name("add_architecture.md")
+
+_COUNTED = re.compile(r"^(\| \[[^]]+\]\((?P<file>[^)]+\.py)\) \| )\d+(?= \|)", re.MULTILINE)
+"""A row of the guide: a model's name, with a link to its file, and the lines of that."""
 
 KINDS = {
     "text": ("Text models", "`Which.Plain`, and from GGUF files `Which.GGUF`"),
@@ -63,5 +68,16 @@ def _cells(extra: str, spec: ArchitectureSpec) -> Iterator[str]:
     yield f"`tramontane[{extra}]`"
 
 
+def counted(guide: str) -> str:
+    """The guide with the lines of each file it lists."""
+
+    def count(row: re.Match[str]) -> str:
+        lines = (GUIDE.parent / row["file"]).read_text(encoding="utf-8").count("\n")
+        return f"{row[1]}{lines}"
+
+    return _COUNTED.sub(count, guide)
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    GUIDE.write_text(counted(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")

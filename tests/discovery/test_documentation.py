@@ -84,13 +84,25 @@ def test_the_hint_table_says_what_the_plugins_provide():
                 assert names == set(row.get("hf_names", ())), extra
 
 
-def test_the_page_of_models_is_what_the_plugins_declare():
+@pytest.fixture(scope="module")
+def writer():
+    """The script that writes the generated parts of the documentation."""
     script = ROOT / "docs" / "write_models.py"
     spec = importlib.util.spec_from_file_location("write_models", script)
-    writer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(writer)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_models_is_what_the_plugins_declare(writer):
     written = writer.PAGE.read_text(encoding="utf-8")
     assert written == writer.page(PluginManager()), "run make docs"
+
+
+def test_the_guide_counts_the_lines_there_are(writer):
+    guide = writer.GUIDE.read_text(encoding="utf-8")
+    assert writer.counted(guide) == guide, "run make docs"
+    assert writer.counted(guide.replace(" | 7", " | 8")) == guide
 
 
 def test_the_readme_names_what_brings_models():
