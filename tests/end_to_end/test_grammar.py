@@ -22,7 +22,7 @@ from tramontane import (
     Which,
 )
 from tramontane_testkit.data import data_folder
-from tramontane_testkit.models import save_tokenizer, tiny_llama
+from tramontane_testkit.models import EOS, IM_START, save_tokenizer, tiny_llama
 
 ENDS = {ord(char): 6.0 for char in '"]}'} | {ord(char): -4.0 for char in " \n\t\r\\"}
 """Makes a random model come to an end within a few hundred tokens."""
@@ -265,6 +265,43 @@ def test_the_grammar_begins_after_the_reasoning(runner: Runner, model_dir: Path)
     assert message.reasoning_content
     assert not message.content
     assert response.choices[0].finish_reason == "length"
+
+
+def test_thoughts_are_free_and_the_answer_is_not(tmp_path: Path) -> None:
+    """A model that likes to close its reasoning: what follows is in the grammar, in every choice,
+    whole and streamed."""
+    tiny_llama(tmp_path)
+    save_tokenizer(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text(encoding="utf-8").replace("<|im_start|>", "</think>"))
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["content"] != "</think>"
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
+    which = Which.Plain(model_id=str(tmp_path))
+    fields: dict[str, Any] = {
+        "messages": "Go",
+        "grammar": "[0-9]{4}",
+        "grammar_type": "regex",
+        "temperature": 1.0,
+        "max_tokens": 400,
+        "logit_bias": {IM_START: 4.0, EOS: 4.0},
+        "n_choices": 4,
+        "seed": 11,
+    }
+    template = TEMPLATE + "<think>\n{# </think> #}"
+    with Runner(which=which, chat_template=template, max_seqs=4) as thinker:
+        whole = thinker.send_chat_completion_request({**fields, "logprobs": True})
+        assert isinstance(whole, ChatCompletionResponse)
+        stream = thinker.send_chat_completion_request({**fields, "stream": True})
+        said = [""] * 4
+        for chunk in stream:  # type: ignore[union-attr]
+            for choice in chunk.choices:  # type: ignore[union-attr]
+                said[choice.index] += choice.delta.content or ""  # type: ignore[union-attr]
+    for choice in whole.choices:
+        assert choice.finish_reason == "stop"
+        assert choice.message.reasoning_content
+        assert re.fullmatch("[0-9]{4}", choice.message.content or "")
+        assert choice.message.content == said[choice.index]
 
 
 # -- many schemas ------------------------------------------------------------------------------
