@@ -159,8 +159,12 @@ def test_zeros_stay_zeros() -> None:
 
 def test_parts_for_writers_make_the_weight_again(weight: Fp8Weight) -> None:
     parts = Fp8Quantizer().serialize(weight)
-    again = Fp8Weight(parts["weight"], parts["scale"], parts["tile"])
+    again = Fp8Quantizer().deserialize(parts)
+    assert again.format == weight.format
     assert torch.equal(again.dequantize(), weight.dequantize())
+    for damaged in ({**parts, "tile": (3, 3)}, {"weight": parts["weight"]}):
+        with pytest.raises(ConfigError, match=r"scales of shape|parts lack 'scale'"):
+            Fp8Quantizer().deserialize(damaged)
 
 
 def test_what_cannot_be_packed_is_refused() -> None:
