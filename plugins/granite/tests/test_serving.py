@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from tramontane import ChatCompletionRequest, CompletionRequest, Runner, Which
+from tramontane.protocols import ForwardBatch
+from tramontane_granite.granite_moe_hybrid import GraniteDecoder
 from tramontane_testkit.models import hf_model, save_hf
 
 from .test_granite_moe_hybrid import MAMBA, MULTIPLIERS  # noqa: TID252
@@ -42,6 +46,30 @@ def test_concurrent_answers_equal_those_alone(directory: Path) -> None:
         for thread in threads:
             thread.join()
     assert [answers[i] for i in range(2 * len(PROMPTS))] == expected * 2
+
+
+def test_states_survive_a_step_that_is_run_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of several sequences fail when all layers have written, so each is run once more."""
+    forward, failed = GraniteDecoder.forward, []
+
+    def fails_together(self: GraniteDecoder, batch: ForwardBatch, caches: Any) -> Tensor:
+        h = forward(self, batch, caches)
+        if batch.num_seqs > 1:
+            failed.append(batch.num_seqs)
+            raise RuntimeError("too many at once")
+        return h
+
+    with Runner(which=Which.Plain(model_id=str(directory))) as runner:
+        expected = answer(runner, PROMPTS[1])
+        monkeypatch.setattr(GraniteDecoder, "forward", fails_together)
+        request = CompletionRequest(
+            prompt=PROMPTS[1], max_tokens=24, temperature=0.0, ignore_eos=True, n_choices=3
+        )
+        choices = runner.send_completion_request(request).choices
+    assert failed
+    assert [choice.text for choice in choices] == [expected] * 3
 
 
 def test_it_chats(directory: Path) -> None:
