@@ -300,6 +300,34 @@ class Runner:
         with self._models.exclusive(model_id) as pipeline:
             method_of(pipeline, "re_isq")(dtype)
 
+    def begin_calibration(self, model_id: str | None = None) -> None:
+        """Collect statistics of what a model reads in the requests from now on, for
+        `apply_calibration`. Best while its weights are not quantized yet.
+
+        Raises:
+            ValidationError: it is collecting already.
+        """
+        self._models.find(model_id)
+        with self._models.exclusive(model_id) as pipeline:
+            method_of(pipeline, "begin_calibration")()
+
+    def calibration_status(self, model_id: str | None = None) -> dict[str, Any]:
+        """``active``, ``rows`` (activations seen by the module that saw most), ``modules``, and
+        ``unseen`` (modules that saw none)."""
+        status: dict[str, Any] = method_of(self._models.peek(model_id), "calibration_status")()
+        return status
+
+    def apply_calibration(self, dtype: str, model_id: str | None = None) -> None:
+        """Quantize a model by the statistics collected since `begin_calibration`, which ends with
+        it.
+
+        Raises:
+            ValidationError: there are none, or there is no such type.
+        """
+        self._models.find(model_id)
+        with self._models.exclusive(model_id) as pipeline:
+            method_of(pipeline, "apply_calibration")(dtype)
+
     def tokenize_text(
         self,
         text: str,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
+from tramontane.errors import SourceError, ValidationError
 from tramontane.hooks import PluginManager
 from tramontane.loading.in_situ import in_situ_quantizer, requantize, shared_weights
 from tramontane.loading.loader import LoadedModel
-from tramontane.protocols import InSituSettings
+from tramontane.loading.weights import weight_bytes
+from tramontane.protocols import Calibration, InSituSettings
 from tramontane.protocols.pipeline import PipelineOptions
+
+CALIBRATION_CHUNK = 1024
+"""Tokens of a text that statistics are collected from at a time."""
 
 
 class LiveWeights:
@@ -24,27 +32,99 @@ class LiveWeights:
         self._device = loaded.device
         self._dtype = loaded.dtype
         self._plugins = plugins
+        self._calibration: Calibration | None = None
 
-    def requantize(self, type_name: str) -> None:
-        """Pack every weight that in-situ quantization touches as ``type_name``.
+    def requantize(self, settings: InSituSettings) -> int:
+        """Pack every weight that in-situ quantization touches.
+
+        Returns:
+            Bytes of all weights afterwards.
 
         Raises:
             ValidationError: there is no such type.
             MissingPluginError: its format is not installed.
         """
-        settings = InSituSettings(type_name=type_name)
         quantizer = in_situ_quantizer(self._plugins)
         aliases = shared_weights(self._model)
         plan = quantizer.plan(self._model, aliases, settings, self._device)
         requantize(self._model, plan, device=self._device, dtype=self._dtype)
+        return weight_bytes(self._model)
+
+    def begin_calibration(self) -> None:
+        """Watch what every linear reads.
+
+        Raises:
+            ValidationError: that is being done already.
+        """
+        if self._calibration is not None:
+            raise ValidationError(
+                "statistics are being collected already; apply_calibration ends that"
+            )
+        self._calibration = in_situ_quantizer(self._plugins).collect(self._model)
+
+    def calibration_status(self) -> dict[str, Any]:
+        """How much has been seen; callable at any time."""
+        rows = {} if self._calibration is None else self._calibration.rows
+        return {
+            "active": self._calibration is not None,
+            "rows": max(rows.values(), default=0),
+            "modules": len(rows),
+            "unseen": sum(not seen for seen in rows.values()),
+        }
+
+    def apply_calibration(self, settings: InSituSettings) -> int:
+        """Stop watching, and quantize by what was seen.
+
+        Raises:
+            ValidationError: nothing was seen, or there is no such type.
+        """
+        if self._calibration is None:
+            raise ValidationError("no statistics are being collected; begin_calibration first")
+        importance = self._calibration.importance()
+        if not importance:
+            raise ValidationError(
+                "no statistics have been collected yet: send requests, then apply them"
+            )
+        in_situ_quantizer(self._plugins).check(settings, self._device)
+        self._calibration.close()
+        self._calibration = None
+        return self.requantize(evolve(settings, importance=importance))
+
+
+def calibration_text(path: Path) -> str:
+    """Content of a calibration file.
+
+    Raises:
+        SourceError: it cannot be read, is no UTF-8 text, or is empty.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+    except OSError as cause:
+        raise SourceError(f"calibration_file {path}: {cause.strerror}") from cause
+    except UnicodeDecodeError as cause:
+        raise SourceError(f"calibration_file {path} is no UTF-8 text") from cause
+    if not text.strip():
+        raise SourceError(f"calibration_file {path} holds no text")
+    return text
 
 
 def in_situ_settings(which: Any, options: PipelineOptions) -> InSituSettings | None:
-    """What a ``Which`` variant and a runner's settings say about quantizing while loading."""
+    """What a ``Which`` variant and a runner's settings say about quantizing while loading.
+
+    Raises:
+        ValidationError: statistics for quantizing, without a type to quantize to.
+    """
+    imatrix = getattr(which, "imatrix", None)
     if options.in_situ_quant is None:
+        for name in ("imatrix", "calibration_file"):
+            if getattr(which, name, None):
+                raise ValidationError(
+                    f"{name} serves quantizing while loading: give in_situ_quant too, e.g. 'Q4K'"
+                )
         return None
     organization = getattr(which, "organization", None)
     return InSituSettings(
         type_name=options.in_situ_quant,
         organization="default" if organization is None else organization.value,
+        imatrix=None if imatrix is None else Path(imatrix),
     )

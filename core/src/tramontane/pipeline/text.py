@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tramontane.api import (
     ChatCompletionChunkResponse,
@@ -23,13 +24,19 @@ from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
 from tramontane.errors import PromptTooLongError, TemplateError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind, ToolFormatSpec
-from tramontane.loading.live_weights import LiveWeights, in_situ_settings
+from tramontane.loading.live_weights import (
+    CALIBRATION_CHUNK,
+    LiveWeights,
+    calibration_text,
+    in_situ_settings,
+)
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
 from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
 from tramontane.pipeline.turn_grammar import forces_call, turn_grammar
+from tramontane.protocols import InSituSettings
 from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
 from tramontane.sampling.constraint import Constraint, Prelude
@@ -124,7 +131,19 @@ class TextPipeline:
     def load(cls, which: Any, options: PipelineOptions) -> Self:
         """Bring up ``Which.Plain`` or ``Which.GGUF``."""
         request = load_request(which, options)
-        return cls(request.model_id, load_text(request), options)
+        text = getattr(which, "calibration_file", None)
+        if text is None or request.in_situ is None:
+            return cls(request.model_id, load_text(request), options)
+        # Statistics come from the unquantized model, which must run first.
+        in_situ, request = request.in_situ, evolve(request, in_situ=None)
+        pipeline = cls(request.model_id, load_text(request), options)
+        try:
+            pipeline.calibrate(Path(text))
+            pipeline.quantize_calibrated(in_situ)
+        except BaseException:
+            pipeline.close()
+            raise
+        return pipeline
 
     # Requests -----------------------------------------------------------------------------
 
@@ -217,7 +236,53 @@ class TextPipeline:
         Raises:
             ValidationError: there is no such type.
         """
-        self.live_weights.requantize(type_name)
+        self._requantized(self.live_weights.requantize(InSituSettings(type_name=type_name)))
+
+    def begin_calibration(self) -> None:
+        """Collect statistics of what the model reads from now on; see `apply_calibration`."""
+        self.live_weights.begin_calibration()
+
+    def calibration_status(self) -> dict[str, Any]:
+        """Whether statistics are being collected, and how much has been seen."""
+        return self.live_weights.calibration_status()
+
+    def apply_calibration(self, type_name: str) -> None:
+        """Quantize by the statistics collected. The caller sees to it that no request is running.
+
+        Raises:
+            ValidationError: none were collected, or there is no such type.
+        """
+        self.quantize_calibrated(InSituSettings(type_name=type_name))
+
+    def quantize_calibrated(self, settings: InSituSettings) -> None:
+        """`apply_calibration` with all that can be said of it."""
+        self._requantized(self.live_weights.apply_calibration(settings))
+
+    def calibrate(self, path: Path) -> None:
+        """Let the model read a text, in pieces, and collect statistics of it.
+
+        Raises:
+            SourceError: the file cannot be read, or holds no text.
+        """
+        self.begin_calibration()
+        bos = self._tokenizer.bos_token_id
+        ids = self._tokenizer.encode(calibration_text(path), add_special_tokens=False)
+        size = min(CALIBRATION_CHUNK, self._engine.max_seq_len - 2)
+        request = CompletionRequest(prompt=" ", max_tokens=1, temperature=0.0)
+        params = self._params(request)
+        for start in range(0, len(ids), size):
+            piece = ids[start : start + size]
+            piece = piece if bos is None else [bos, *piece]
+            sequences, output = self._sequences(
+                request, piece, params, 1, lambda usage: None, new_text=False
+            )
+            answer = CompletionAnswer(
+                self.model_id, sequences, logprobs=False, num_choices=1, before="", after=""
+            )
+            self._submit(sequences, output, answer).collect()
+
+    def _requantized(self, weight_bytes: int) -> None:
+        self._facts["weight_bytes"] = weight_bytes
         self._engine.forget()
 
     # The pipeline protocol ----------------------------------------------------------------

@@ -21,7 +21,12 @@ from tramontane.protocols.checkpoint import (
     EmbeddedTokenizer,
 )
 from tramontane.protocols.executor import Executor
-from tramontane.protocols.in_situ import InSituPlan, InSituQuantizer, InSituSettings
+from tramontane.protocols.in_situ import (
+    Calibration,
+    InSituPlan,
+    InSituQuantizer,
+    InSituSettings,
+)
 from tramontane.protocols.pipeline import Pipeline
 from tramontane.protocols.quantizer import PackedWeight, QuantizedCheckpoints, Quantizer
 from tramontane.protocols.transport import Transport
@@ -30,6 +35,7 @@ __all__ = [
     "Adapter",
     "Architecture",
     "CacheSpec",
+    "Calibration",
     "Checkpoint",
     "CheckpointFormat",
     "CheckpointView",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -28,13 +29,15 @@ class InSituSettings:
         organization: ``"default"`` or ``"moqe"``; see `tramontane.IsqOrganization`.
         override: types of single weights, from a topology.
         importance: module name → mean squared activation of each input column, [in] float32 or
-            [experts, in] for a stack; empty for none. See `InSituQuantizer.read_importance`.
+            [experts, in] for a stack; None for none.
+        imatrix: file of such statistics.
     """
 
     type_name: str | None = None
     organization: str = "default"
     override: Override | None = None
     importance: Mapping[str, Tensor] | None = None
+    imatrix: Path | None = None
 
 
 class InSituPlan(Protocol):
@@ -54,6 +57,23 @@ class InSituPlan(Protocol):
         ...
 
 
+class Calibration(Protocol):
+    """Statistics that a running model is collecting."""
+
+    @property
+    def rows(self) -> Mapping[str, int]:
+        """Module name → activations seen."""
+        ...
+
+    def importance(self) -> Mapping[str, Tensor]:
+        """What `InSituSettings.importance` takes."""
+        ...
+
+    def close(self) -> None:
+        """Stop collecting."""
+        ...
+
+
 class InSituQuantizer(Protocol):
     """The target of the `QuantizerSpec` named ``isq``: the policy of in-situ quantization.
 
@@ -68,7 +88,12 @@ class InSituQuantizer(Protocol):
         Raises:
             ValidationError: an unknown type.
             MissingPluginError: a type whose format is not installed.
+            CheckpointError: an importance matrix that cannot be read.
         """
+        ...
+
+    def collect(self, model: nn.Module) -> Calibration:
+        """Begin to collect statistics of a model that is idle now."""
         ...
 
     def plan(

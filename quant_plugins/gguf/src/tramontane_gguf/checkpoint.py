@@ -48,6 +48,28 @@ class GgufFormat:
 
         write_model(model, path, type_name, **options)
 
+    def read_arrays(self, path: Path) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+        """Metadata and tensors of a file that is no model, such as an importance matrix.
+
+        Raises:
+            CheckpointError: it is corrupt, or tensors are packed.
+        """
+        container = read(path)
+        arrays: dict[str, Tensor] = {}
+        for name, info in container.tensors.items():
+            if info.type.dtype is None:
+                raise CheckpointError(f"{path}: tensor {name} is packed as {info.type.name}")
+            arrays[name] = plain(container.bytes_of(info), info.type.dtype).view(info.shape)
+        return container.metadata, arrays
+
+    def write_arrays(
+        self, path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, Tensor]
+    ) -> None:
+        """Write such a file, float32 throughout."""
+        from tramontane_gguf.writer import write_arrays
+
+        write_arrays(path, metadata, arrays)
+
 
 def _with_siblings(paths: list[Path]) -> list[Path]:
     """All shards of a set of which one was given; otherwise just what was given."""

@@ -87,6 +87,20 @@ def write_model(
             writer.close()
 
 
+def write_arrays(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
+    """Write a file that is no model: plain float32 tensors under their own names."""
+    with aside(path) as part:
+        writer = _opened(part, "", metadata)
+        try:
+            for name, array in arrays.items():
+                writer.add_tensor(name, array.float().contiguous().numpy())
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+
+
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A file to write that becomes ``path`` when all went well, and vanishes when not."""
@@ -175,6 +189,8 @@ def _announce(writer: gguf.GGUFWriter, tensor: Outgoing, kind: GgmlType) -> None
 def _opened(path: Path, architecture: str, keys: Mapping[str, Any]) -> gguf.GGUFWriter:
     """A writer that knows every key."""
     writer = gguf.GGUFWriter(path, architecture)
+    if not architecture:
+        writer.kv_data[0].pop("general.architecture", None)
     for key, value in keys.items():
         if isinstance(value, np.ndarray):
             value = value.tolist()

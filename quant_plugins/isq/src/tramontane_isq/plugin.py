@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from tramontane.hooks import QuantizerSpec, hookimpl
 
@@ -16,3 +17,10 @@ def tramontane_quantizers() -> Iterable[QuantizerSpec]:
             summary="which weights are packed while loading, with the other quantizers",
         )
     ]
+
+
+@hookimpl
+def tramontane_commands(cli: Any) -> None:
+    from tramontane_isq.command import quantize
+
+    cli.command()(quantize)

@@ -21,6 +21,8 @@ from tramontane.nn import (
     PackedLinear,
 )
 from tramontane.protocols import InSituSettings, PackedWeight
+from tramontane_isq.calibration import Collector
+from tramontane_isq.imatrix import for_modules, read_imatrix
 from tramontane_isq.types import FALLBACKS, SENSITIVE, IsqType, Types
 
 log = logging.getLogger(__name__)
@@ -113,6 +115,11 @@ class IsqPolicy:
     def check(self, settings: InSituSettings, device: torch.device) -> None:
         if settings.type_name is not None:
             Types(self._plugins, device).get(settings.type_name)
+        if settings.imatrix is not None:
+            read_imatrix(settings.imatrix, self._plugins)
+
+    def collect(self, model: nn.Module) -> Collector:
+        return Collector(model)
 
     def plan(
         self,
@@ -139,7 +146,15 @@ class IsqPolicy:
             shape = _shape(modules[members[0]])
             decisions[origin] = _decide(origin, shape, asked, types)
         _report(decisions.values())
-        importance = settings.importance or {}
+        importance = dict(settings.importance or {})
+        if settings.imatrix is not None:
+            given = read_imatrix(settings.imatrix, self._plugins)
+            importance |= for_modules(given, [(d.module, d.shape) for d in decisions.values()])
+            if not importance:
+                raise ValidationError(
+                    f"{settings.imatrix} has no statistics for any weight to quantize; it knows "
+                    f"{', '.join(list(given.values)[:4])} …: it belongs to another model"
+                )
         _check_importance(decisions.values(), importance)
         return IsqPlan(decisions=decisions, importance=importance)
 

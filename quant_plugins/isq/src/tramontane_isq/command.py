@@ -1,0 +1,89 @@
+"""``tramontane quantize``: a model written to a file in another type."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tramontane.errors import UnsupportedError, ValidationError
+from tramontane.hooks import plugin_manager
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Directory, file or hub id of the model.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, e.g. x.gguf.")],
+    type_name: Annotated[str, typer.Option("--type", "-t", help="E.g. Q4_K_M, Q8_0, F16.")],
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix: .gguf, .dat, .imatrix or .cimatrix.")
+    ] = None,
+    tok_model_id: Annotated[
+        str | None, typer.Option(help="Where the tokenizer comes from, if not from the model.")
+    ] = None,
+    token_source: Annotated[str, typer.Option(help="Where the hub's token comes from.")] = "cache",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Write a model to a file, quantized; the file is replaced only when the new one is whole."""
+    plugins = plugin_manager()
+    spec = plugins.checkpoint_for(output.name)
+    if spec is None:
+        raise plugins.missing("checkpoint_formats", output.suffix.lstrip(".") or output.name)
+    writer = plugins.resolve(spec)()
+    if not hasattr(writer, "write"):
+        raise UnsupportedError(
+            f"{spec.name} files can be read but not written; end the name of the output in .gguf"
+        )
+    if output.exists() and not force:
+        raise ValidationError(f"{output} exists already; give --force to replace it")
+    if not output.parent.is_dir():
+        raise ValidationError(f"{output.parent} is no directory; make it first")
+
+    from tramontane.loading.loader import LoadRequest
+    from tramontane.loading.stored import open_stored
+    from tramontane_isq.imatrix import read_imatrix
+
+    options: dict[str, Any] = {}
+    if imatrix is not None:
+        options["importance"] = read_imatrix(imatrix, plugins).values
+    files = None
+    path = Path(model).expanduser()
+    if path.is_file():
+        model, files = str(path.parent), [path.name]
+    request = LoadRequest(
+        model_id=model,
+        files=files,
+        tok_model_id=tok_model_id,
+        token_source=token_source,
+        plugins=plugins,
+    )
+    bar = Bar()
+    with open_stored(request) as stored:
+        writer.write(stored, output, type_name, on_progress=bar, **options)
+    bar.end()
+    typer.echo(f"{output}: {output.stat().st_size / 2**20:.1f} MiB", err=True)
+
+
+class Bar:
+    """A line on the terminal that says how far the work is; silent where nobody watches."""
+
+    def __init__(self) -> None:
+        self._watched = sys.stderr.isatty()
+        self._last = -1
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        share = 100 * done // max(total, 1)
+        if not self._watched or share == self._last:
+            return
+        self._last = share
+        filled = "#" * (share * 30 // 100)
+        sys.stderr.write(f"\r[{filled:<30}] {share:3d} % {name[:40]:<40}")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Go to the next line, if one was begun."""
+        if self._watched and self._last >= 0:
+            sys.stderr.write("\n")
