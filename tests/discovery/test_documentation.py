@@ -79,9 +79,11 @@ def test_the_hint_table_says_what_the_plugins_provide():
                 if manager.owner(spec).distribution == row["distribution"]
             ]
             assert {spec.name for spec in specs} == set(row.get(kind, ())), (extra, kind)
-            if kind == "architectures":
-                names = {name for spec in specs for name in spec.hf_names}
-                assert names == set(row.get("hf_names", ())), extra
+            for column in {"architectures": ["hf_names"], "quantizers": ["hf_methods"]}.get(
+                kind, ()
+            ):
+                names = {name for spec in specs for name in getattr(spec, column)}
+                assert names == set(row.get(column, ())), (extra, column)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+_ALSO = {"architectures": ("hf_names",), "quantizers": ("hf_methods",)}
+
 
 @cache
 def known_extras() -> dict[str, dict[str, Any]]:
@@ -20,11 +22,11 @@ def hint_for(column: str, name: str) -> str | None:
     """The sentence that says what provides ``name``, or None when this project knows no such name.
 
     Args:
-        column: ``"architectures"``, ``"quantizers"``, … ; architectures match by Hugging Face
-            name too.
+        column: ``"architectures"``, ``"quantizers"``, … ; these two match by Hugging Face's name
+            of the class or the method too.
         name: compared without case.
     """
-    columns = (column, "hf_names") if column == "architectures" else (column,)
+    columns = (column, *_ALSO.get(column, ()))
     for extra, row in known_extras().items():
         names = {entry.lower() for key in columns for entry in row.get(key, ())}
         if name.lower() in names:

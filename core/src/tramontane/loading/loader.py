@@ -58,6 +58,8 @@ class LoadRequest:
     Attributes:
         model_id: travelling model, local directory or file, or hub id.
         files: names of the weight files in it (GGUF), or None to find them.
+        format: name of the checkpoint format that reads them; None to go by their ending.
+        format_options: what its ``open`` is told beside the files.
         tok_model_id: where tokenizer, chat template and generation settings come from, if not
             from ``model_id``.
         arch: name of the architecture; None for what the configuration says.
@@ -76,6 +78,8 @@ class LoadRequest:
 
     model_id: str
     files: Sequence[str] | None = None
+    format: str | None = None
+    format_options: Mapping[str, Any] = field(factory=dict)
     tok_model_id: str | None = None
     arch: str | None = None
     tokenizer_json: str | Path | None = None
@@ -141,11 +145,11 @@ def load_text(request: LoadRequest) -> LoadedModel:
     in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
     if in_situ is not None and request.in_situ is not None:
         in_situ.check(request.in_situ, device)
-    files = find_files(request, request.model_id, request.files)
+    files = find_weights(request)
     side = files.directory
     if request.tok_model_id is not None:
         side = find_files(request, request.tok_model_id, weights=False).directory
-    checkpoint = open_checkpoint(files.weights, plugins)
+    checkpoint = open_weights(request, files)
     try:
         data = config_data(files.directory, checkpoint)
         spec = find_architecture(data, request.arch, plugins, kind="text")
@@ -297,6 +301,42 @@ def open_checkpoint(files: Sequence[Path], plugins: PluginManager) -> Checkpoint
     return checkpoint
 
 
+def find_weights(request: LoadRequest, beside: Sequence[str] = ()) -> ModelFiles:
+    """The files of the model that ``request`` names. A format that knows its files by more than
+    their names, as UQFF its shards, has a method ``find``.
+
+    Raises:
+        SourceError: not found, not permitted or not reachable.
+    """
+    plugins = request.plugins
+    target = None
+    if request.format is not None:
+        target = plugins.resolve(plugins.get("checkpoint_formats", request.format))
+    if not hasattr(target, "find"):
+        return find_files(request, request.model_id, request.files, beside=beside)
+
+    def fetch(patterns: Sequence[str]) -> Path:
+        wanted = (*beside, *patterns)
+        return find_files(request, request.model_id, weights=False, beside=wanted).directory
+
+    return ModelFiles(fetch(()), tuple(target().find(request.files, fetch)))
+
+
+def open_weights(request: LoadRequest, files: ModelFiles) -> Checkpoint:
+    """Open what `find_weights` found.
+
+    Raises:
+        MissingPluginError: no installed format does.
+        CheckpointError: a file is damaged.
+    """
+    plugins = request.plugins
+    if request.format is None:
+        return open_checkpoint(files.weights, plugins)
+    target = plugins.resolve(plugins.get("checkpoint_formats", request.format))
+    checkpoint: Checkpoint = target().open(files.weights, **request.format_options)
+    return checkpoint
+
+
 def config_data(directory: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration: that of the weight file when it carries one, else ``config.json``.
 
@@ -348,10 +388,12 @@ def quantized_view(
         MissingPluginError: nothing installed reads that ``quant_method``.
         ConfigError, CheckpointError: settings or parts that the format does not cover.
     """
-    settings = data.get("quantization_config")
+    settings = data.get("quantization_config") or data.get("quantization")
     if not settings:
         return checkpoint
     method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    if method is None and isinstance(settings, Mapping) and {"bits", "group_size"} <= {*settings}:
+        method = "mlx"  # whose configurations name no method
     if not isinstance(method, str):
         raise ConfigError(
             f"quantization_config names no quant_method ({settings!r}), so nothing says how its "
@@ -385,10 +427,19 @@ def find_files(
 
 
 def find_tokenizer(
-    request: LoadRequest, side: Path, embedded: EmbeddedTokenizer | None, vocab_size: int
+    request: LoadRequest,
+    side: Path,
+    embedded: EmbeddedTokenizer | None,
+    vocab_size: int,
+    *,
+    ends: bool = False,
 ) -> Tokenizer:
     """The file the user named, else that of ``tok_model_id``, else the one inside the weight file,
-    else the model directory's."""
+    else the model directory's.
+
+    Args:
+        ends: texts are not continued, so the one inside the weight file may put its end after them.
+    """
     chosen = request.tokenizer_json is not None or request.tok_model_id is not None
     if embedded is not None and not chosen:
         return Tokenizer(
@@ -397,6 +448,7 @@ def find_tokenizer(
             eos_token=embedded.eos_token,
             unk_token=embedded.unk_token,
             add_bos=embedded.add_bos,
+            add_eos=ends and embedded.add_eos,
         )
     tokenizer = Tokenizer.from_files(side, request.tokenizer_json)
     if tokenizer.vocab_size > vocab_size:

@@ -30,6 +30,7 @@ from tramontane.nn.decoder import (
 from tramontane.nn.embedding import Embedding
 from tramontane.nn.encoder import Encoder, backbone
 from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
+from tramontane.nn.group_affine import GroupAffineWeight, pack_bits, unpack_bits
 from tramontane.nn.latent_attention import LatentSelfAttention
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
@@ -55,6 +56,7 @@ __all__ = [
     "ExpertLinear",
     "GatedExperts",
     "GatedMLP",
+    "GroupAffineWeight",
     "LatentSelfAttention",
     "LayerNorm",
     "Mamba2",
@@ -80,9 +82,11 @@ __all__ = [
     "check_positive",
     "check_type",
     "expert_weights",
+    "pack_bits",
     "read",
     "read_layer_types",
     "read_rope_parameters",
     "rotary_from_config",
     "softmax_top_k",
+    "unpack_bits",
 ]

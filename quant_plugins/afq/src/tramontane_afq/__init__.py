@@ -1,0 +1,1 @@
+"""Affine weights of few bits, as MLX stores them, for tramontane."""
