@@ -19,7 +19,7 @@ _COUNTED = re.compile(r"^(\| \[[^]]+\]\((?P<file>[^)]+\.py)\) \| )\d+(?= \|)", r
 KINDS = {
     "text": ("Text models", "`Which.Plain`, and from GGUF files `Which.GGUF`"),
     "vision": ("Vision models", "`Which.VisionPlain`"),
-    "embedding": ("Embedding models", "`Which.Embedding`"),
+    "embedding": ("Embedding models", "`Which.Embedding`, whose `model_id` may be a GGUF file"),
     "diffusion": ("Image models", "`Which.DiffusionPlain`"),
     "speech": ("Speech models", "`Which.Speech`"),
 }

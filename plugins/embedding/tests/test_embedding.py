@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import tramontane.pipeline.embedding as pipeline
 from tramontane import (
@@ -33,8 +34,12 @@ from tramontane_testkit.embedding_models import (
     NORMALIZE,
     QWEN,
     dense,
+    embedder_gguf,
     tiny_embedder,
 )
+
+WIDTHS = ((32, 48), (48, 24))
+"""Linear layers of an EmbeddingGemma."""
 
 TEXTS = [
     "task: search result | query: what is a tramontane?",
@@ -63,16 +68,8 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5)
 @pytest.fixture(scope="module")
 def gemma_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As google/embeddinggemma-300m is laid out."""
-    from torch import nn
-
-    modules = (
-        MEAN,
-        *(
-            dense(a, b, bias=False, activation_function=nn.Identity())
-            for a, b in ((32, 48), (48, 24))
-        ),
-        NORMALIZE,
-    )
+    layers = [dense(a, b, bias=False, activation_function=nn.Identity()) for a, b in WIDTHS]
+    modules = (MEAN, *layers, NORMALIZE)
     return tiny_embedder(tmp_path_factory.mktemp("gemma"), modules, **GEMMA)
 
 
@@ -283,6 +280,26 @@ def test_a_chat_model_of_the_same_class_is_sent_to_the_right_variant(tmp_path: P
         Runner(which=Which.Embedding(str(chat)))
     with Runner(which=Which.Plain(str(chat))) as runner:
         assert runner.stats()["architecture"] == "Qwen3"
+
+
+# From GGUF ------------------------------------------------------------------------------------
+
+
+def test_gguf_equals_the_reference(qwen_dir: Path, tmp_path: Path) -> None:
+    keys = {**GEMMA, "num_hidden_layers": 6, "layer_types": None}
+    layers = [dense(a, b, bias=False, activation_function=nn.Identity()) for a, b in WIDTHS]
+    gemma = tiny_embedder(tmp_path / "gemma", (MEAN, *layers, NORMALIZE), **keys)
+    for directory, architecture, pooling in ((gemma, "gemma-embedding", 1), (qwen_dir, "qwen3", 3)):
+        file = embedder_gguf(directory, tmp_path / f"{architecture}.gguf", architecture, pooling)
+        with Runner(which=Which.Embedding(str(file))) as runner:
+            close(embed(runner, TEXTS), reference(directory, TEXTS))
+            assert runner.max_sequence_length() == 256
+
+
+def test_gguf_without_pooling_is_refused(qwen_dir: Path, tmp_path: Path) -> None:
+    file = embedder_gguf(qwen_dir, tmp_path / "model.gguf", "qwen3", 0)
+    with pytest.raises(ConfigError, match=r"pooling_type is 0.*Which\.GGUF"):
+        Runner(which=Which.Embedding(str(file)))
 
 
 MODULES = [

@@ -111,7 +111,8 @@ def test_byte_level_defaults() -> None:
     assert ids_of(embedded, "ab<|endoftext|>") == [2, 3]
     assert built({**BPE, "add_bos_token": True}).add_bos
     assert built({**BPE, "pre": "llama-bpe"}).add_bos
-    assert ids_of(built({**BPE, "add_eos_token": True}), "ab") == [2, 3]
+    assert built({**BPE, "add_eos_token": True}).add_eos
+    assert not embedded.add_eos
 
 
 def test_turn_ends_that_the_file_names_and_those_known_by_name() -> None:

@@ -24,7 +24,13 @@ from tramontane.loading.loader import (
     quantized_view,
 )
 from tramontane.loading.plan import CacheRequest, plan_memory
-from tramontane.loading.sentence_modules import FILES, SentenceModules, longest_text, read_modules
+from tramontane.loading.sentence_modules import (
+    FILES,
+    SentenceModules,
+    longest_text,
+    modules_in,
+    read_modules,
+)
 from tramontane.loading.weights import weight_bytes
 from tramontane.text.tokenizer import Tokenizer
 
@@ -77,15 +83,19 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         checkpoint = quantized_view(checkpoint, data, plugins)
         architecture = plugins.resolve(spec)
         config = architecture.Config.from_dict(data)
-        modules = read_modules(
-            files.directory,
-            config.hidden_size,
-            open_checkpoint=partial(open_checkpoint, plugins=plugins),
-            plugins=plugins,
-            device=device,
+        if checkpoint.config() is None:
+            modules = read_modules(
+                files.directory,
+                config.hidden_size,
+                open_checkpoint=partial(open_checkpoint, plugins=plugins),
+                plugins=plugins,
+                device=device,
+            )
+        else:
+            modules = modules_in(checkpoint, data, config.hidden_size, device=device)
+        tokenizer = find_tokenizer(
+            request, files.directory, checkpoint.tokenizer(), config.vocab_size, ends=True
         )
-        embedded = checkpoint.tokenizer()
-        tokenizer = find_tokenizer(request, files.directory, embedded, config.vocab_size)
         inventory = survey(checkpoint)
         draft = Draft.of(architecture, config, checkpoint)
         packing = None

@@ -48,6 +48,12 @@ OLD_POOLING_KEYS: Mapping[str, str] = {
 }
 """Switches of older files → mode, in the order in which several are put end to end."""
 
+GGUF_POOLING: Mapping[int, str] = {1: "mean", 2: "cls", 3: "lasttoken"}
+"""``pooling_type`` of GGUF files → mode."""
+
+GGUF_DENSE = ("dense_2", "dense_3")
+"""Tensors of the linear layers in GGUF files, in order."""
+
 OpenCheckpoint = Callable[[Sequence[Path]], Checkpoint]
 
 
@@ -124,6 +130,41 @@ def read_modules(
                 f"Pooling, Dense and Normalize"
             )
     return SentenceModules(pooling, tuple(rest), width)
+
+
+def modules_in(
+    checkpoint: Checkpoint, data: Mapping[str, Any], hidden_size: int, *, device: torch.device
+) -> SentenceModules:
+    """The modules that a GGUF file holds: pooling as ``pooling_type`` says, linear layers where it
+    has their tensors, and vectors of length one, as llama.cpp gives them unless told otherwise.
+
+    Raises:
+        ConfigError: the file pools in no way that gives a vector.
+        CheckpointError: layers that do not fit one another.
+    """
+    mode = GGUF_POOLING.get(data.get("pooling_type", 0))
+    if mode is None:
+        raise ConfigError(
+            f"pooling_type is {data.get('pooling_type')!r}, which gives no vector for a text; "
+            f"supported are 1 (mean), 2 (first token) and 3 (last token). If it is a chat model, "
+            f"load it with Which.GGUF"
+        )
+    width = hidden_size
+    rest: list[nn.Module] = []
+    for name in GGUF_DENSE:
+        if f"{name}.weight" not in checkpoint.names():
+            continue
+        stored = checkpoint.tensor(f"{name}.weight")
+        weight = stored if isinstance(stored, Tensor) else stored.dequantize()
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise CheckpointError(
+                f"{name}.weight has shape {tuple(weight.shape)}; what comes before gives {width}"
+            )
+        dense = Dense(width, weight.shape[0], False, ACTIVATIONS["Identity"])
+        dense.linear.weight = nn.Parameter(weight.to(device, torch.float32), requires_grad=False)
+        width = weight.shape[0]
+        rest.append(dense.eval())
+    return SentenceModules(Pooling([mode]), (*rest, Normalize()), width)
 
 
 def longest_text(directory: Path, max_positions: int) -> int:

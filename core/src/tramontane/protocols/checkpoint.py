@@ -24,6 +24,7 @@ class EmbeddedTokenizer:
         bos_token, eos_token, unk_token: their texts, as chat templates want them.
         eos_token_ids: every id that ends a turn.
         add_bos: whether raw completions begin with ``bos_token``.
+        add_eos: whether a text ends with ``eos_token``; counts where it is read and not continued.
         chat_template: jinja source, or None.
     """
 
@@ -34,6 +35,7 @@ class EmbeddedTokenizer:
     eos_token_ids: tuple[int, ...]
     add_bos: bool
     chat_template: str | None
+    add_eos: bool = False
 
 
 @runtime_checkable

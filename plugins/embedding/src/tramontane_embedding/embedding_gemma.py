@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from tramontane.cache import TransientAttention
 from tramontane.errors import ConfigError
 from tramontane.nn import Encoder, backbone, check_type
-from tramontane.protocols import CacheSpec
+from tramontane.protocols import CacheSpec, Drop, WeightRule
 
 BACKBONE = "Gemma3Text"
 DEFAULT_WINDOW = 4096
@@ -54,3 +54,20 @@ class EmbeddingGemma(Encoder):
         return [TransientAttention()] * config.num_hidden_layers
 
     Config: ClassVar[type[Any]] = EmbeddingGemmaConfig
+    # The linear layers after pooling, which GGUF files hold beside the model's own tensors.
+    WEIGHTS: ClassVar[Sequence[WeightRule]] = (Drop(r"dense_[23]\.weight"), *Encoder.WEIGHTS)
+    GGUF: ClassVar[Mapping[str, Any]] = {
+        "model_type": "gemma3_text",
+        "norm_plus_one": True,
+        "roles": {
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_attention_norm": "post_attention_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+        },
+        "fields": {
+            "query_pre_attn_scalar": "attention.key_length",
+            "rope_local_base_freq": "rope.freq_base_swa",
+        },
+        "hidden_act": "gelu_pytorch_tanh",
+        "constants": {"use_bidirectional_attention": True},
+    }

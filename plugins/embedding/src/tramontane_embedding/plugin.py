@@ -14,6 +14,7 @@ def tramontane_architectures() -> Iterable[ArchitectureSpec]:
             name="EmbeddingGemma",
             target="tramontane_embedding.embedding_gemma:EmbeddingGemma",
             hf_names=("Gemma3TextModel",),
+            gguf_names=("gemma-embedding",),
             kind="embedding",
             summary="EmbeddingGemma: Gemma 3 whose tokens see both ways",
         ),

@@ -174,6 +174,8 @@ def config_of(
         config["no_rope_layers"] = [int((i + 1) % interval != 0) for i in range(layers)]
     if "output.bias" in names:
         config["lm_head_bias"] = True
+    if p + "pooling_type" in meta:
+        config["pooling_type"] = meta.integer(p + "pooling_type")
     if family.name in _LAYERS_OF_27B:
         large = layers == _LAYERS_OF_27B[family.name]
         config["query_pre_attn_scalar"] = hidden // heads if large else head_dim

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import processors
 
 from tramontane.errors import CheckpointError, ConfigError
 from tramontane.protocols import EmbeddedTokenizer
@@ -65,11 +64,7 @@ def embedded_tokenizer(meta: Metadata) -> EmbeddedTokenizer | None:
     except CheckpointError as cause:
         raise CheckpointError(f"{meta.path}: {cause}") from cause
     add_bos = meta.flag(_P + "add_bos_token", default=add_bos) and ids.bos is not None
-    if meta.flag(_P + "add_eos_token", default=False) and ids.eos is not None:
-        eos = tokens[ids.eos]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=["$A", eos], pair=["$A", "$B", eos], special_tokens=[(eos, ids.eos)]
-        )
+    add_eos = meta.flag(_P + "add_eos_token", default=False) and ids.eos is not None
     template = "tokenizer.chat_template"
     return EmbeddedTokenizer(
         tokenizer=tokenizer,
@@ -78,6 +73,7 @@ def embedded_tokenizer(meta: Metadata) -> EmbeddedTokenizer | None:
         unk_token=ids.text(ids.unk),
         eos_token_ids=_ends(tokens, types, ids),
         add_bos=add_bos,
+        add_eos=add_eos,
         chat_template=meta.text(template) if template in meta else None,
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, processors
 
+from tramontane_testkit.gguf_files import gguf_of
 from tramontane_testkit.models import BOS, EOS, hf_model, save_hf
 
 GEMMA = {
@@ -78,3 +81,22 @@ def _mark_ends(directory: Path) -> None:
     del data["add_bos_token"], data["chat_template"]
     data["pad_token"] = "</s>"
     settings.write_text(json.dumps(data), encoding="utf-8")
+
+
+def embedder_gguf(directory: Path, path: Path, architecture: str, pooling_type: int) -> Path:
+    """A directory of `tiny_embedder` as one GGUF file in F32; the file."""
+    tensors = {
+        f"model.{name}": tensor
+        for name, tensor in load_file(directory / "model.safetensors").items()
+    }
+    for number in (2, 3):
+        dense_file = directory / f"{number}_Dense" / "model.safetensors"
+        if dense_file.is_file():
+            tensors[f"dense_{number}_out.weight"] = load_file(dense_file)["linear.weight"]
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder)
+        save_file(tensors, prepared / "model.safetensors")
+        text = json.dumps({**config, "pooling_type": pooling_type})
+        (prepared / "config.json").write_text(text, encoding="utf-8")
+        return gguf_of(prepared, path, architecture)

@@ -31,7 +31,7 @@ from tramontane_testkit.models import (
 
 _EXPERT = re.compile(r"(?P<stem>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+\.weight)")
 _ADJACENT_PAIRS = frozenset({"llama", "smollm3", "granite", "granitehybrid"})
-_PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3"})
+_PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3", "gemma-embedding"})
 
 _SAME: Mapping[str, str] = {
     "max_position_embeddings": "context_length",
@@ -50,6 +50,7 @@ _SAME: Mapping[str, str] = {
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
+    "pooling_type": "pooling_type",
 }
 """Keys of ``config.json`` that are written as they are."""
 
@@ -96,7 +97,7 @@ def gguf_of(
             list: writer.add_array,
         }
         add[type(value)](f"{architecture}.{key}", value)
-    _add_tokenizer(writer)
+    _add_tokenizer(writer, around="pooling_type" in config)
     for name, array in _renamed(tensors, config, architecture).items():
         kinds = [gguf.GGMLQuantizationType[k] for end, k in packed.items() if name.endswith(end)]
         if kinds:
@@ -215,8 +216,9 @@ def _gpt_oss_experts(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return result
 
 
-def _add_tokenizer(writer: Any) -> None:
-    """The byte tokenizer of `tramontane_testkit.models`."""
+def _add_tokenizer(writer: Any, *, around: bool) -> None:
+    """The byte tokenizer of `tramontane_testkit.models`; with ``around``, special tokens stand
+    before and after a text."""
     import gguf
 
     tokens = [*byte_alphabet(), MERGED, *SPECIALS]
@@ -229,5 +231,6 @@ def _add_tokenizer(writer: Any) -> None:
     writer.add_token_merges([" ".join(MERGED)])
     writer.add_bos_token_id(BOS)
     writer.add_eos_token_id(EOS)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(around)
+    writer.add_add_eos_token(around)
     writer.add_chat_template(CHAT_TEMPLATE)
