@@ -79,7 +79,7 @@ class Router:
         start = partial(self._start, name, action)
         if action != "chat" or not (self._tools or request.web_search_options is not None):
             return start(request)
-        tools = self._tools_of(request, name)
+        tools = self._tools_of(request, name).beside(request)
         request = evolve(request, tool_schemas=tools.offered(request) or None)
         limit = request.max_tool_rounds
         limit = self._max_tool_rounds if limit is None else limit

@@ -284,9 +284,47 @@ def test_names_that_collide_are_refused() -> None:
             {}, [ToolSource(name=n, tools={"t": {}}, call=source.call) for n in ("one", "two")]
         )
     with pytest.raises(ValidationError, match="rename"):
-        ToolRegistry({}, [source]).offered(
-            ChatCompletionRequest("Hi", tool_schemas=[schema("add")])
-        )
+        ToolRegistry({}, [source]).beside(ChatCompletionRequest("Hi", tool_schemas=[schema("add")]))
+
+
+def test_a_late_tool_whose_name_is_taken_is_refused_alone() -> None:
+    late: dict[str, dict[str, Any]] = {}
+    servers = {"desk": {"state": "connected", "tools": late.keys()}}
+    mcp = ToolSource(
+        name="mcp", tools=late, call=lambda name, _: f"late {name}", status=lambda: servers
+    )
+    clock = ToolSource(name="clock", tools={"now": {}}, call=lambda name, _: "noon")
+    tools = ToolRegistry({"add": add}, [mcp, clock])
+    late.update({"add": {}, "now": {}, "search": {}, "free": {}})
+
+    plain = ChatCompletionRequest("Hi")
+    assert [t["function"]["name"] for t in tools.offered(plain)] == ["search", "free", "now"]
+    request = ChatCompletionRequest("Hi", tool_schemas=[schema("add")])
+    request.tool_schemas = tools.offered(request)
+    script = Script([call("now") + call("free") + call("add", a=1, b=2), "Done."])
+    ToolStream(request, script.start, tools, 4).collect()
+    assert script.results == ["noon", "late free", "3"]
+    status = tools.status()["desk"]
+    assert status["tools"] == ["search", "free"]
+    assert "tool_callbacks and mcp both" in status["refused"]["add"]
+    assert "clock and mcp both" in status["refused"]["now"]
+
+    own = ChatCompletionRequest("Hi", tool_schemas=[schema("search")])
+    mine = tools.beside(own)
+    assert "search" not in mine
+    assert "free" in mine
+    assert [t["function"]["name"] for t in mine.offered(own)] == ["search", "free", "now"]
+    assert "search" in tools, "other requests have it"
+
+    web = ToolSource(name="web", tools={"free": {}}, call=lambda name, _: "web")
+    joined = tools.joined(web)
+    assert [t["function"]["name"] for t in joined.offered(plain)] == ["search", "now", "free"]
+    with pytest.raises(ValidationError, match="web has a tool called 'now', and so has clock"):
+        tools.joined(ToolSource(name="web", tools={"now": {}}, call=web.call))
+
+    late.clear()
+    assert [t["function"]["name"] for t in tools.offered(plain)] == ["now"]
+    assert "refused" not in tools.status()["desk"]
 
 
 # -- the history in real templates -------------------------------------------------------------

@@ -29,6 +29,10 @@ class ModelTable:
         budget_bytes: weights and caches of all models together; None for no limit.
         idle_secs: how long a model may lie unused before it is unloaded; None for ever.
         clock: seconds, for both.
+
+    Attributes:
+        residents: those of the models that hold memory.
+        changed: the lock of every model, told of each change.
     """
 
     def __init__(
@@ -38,11 +42,11 @@ class ModelTable:
         idle_secs: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._residents = Residents(budget_bytes, clock)
-        self.changed = self._residents.changed
+        self.residents = Residents(budget_bytes, clock)
+        self.changed = self.residents.changed
         self._models: dict[str, Model] = {}
         self._default: str | None = None
-        self._watch = None if idle_secs is None else IdleWatch(self._residents, idle_secs)
+        self._watch = None if idle_secs is None else IdleWatch(self.residents, idle_secs)
 
     # Names --------------------------------------------------------------------------------
 
@@ -67,7 +71,7 @@ class ModelTable:
         """
         model = Model(model_id, canonical_id or model_id, load)
         with self.changed:
-            self._residents.check_open()
+            self.residents.check_open()
             if not model_id or model_id == DEFAULT:
                 raise ValidationError(f"a model cannot be called {model_id!r}: give another alias")
             for other in self._models.values():
@@ -82,7 +86,7 @@ class ModelTable:
         if not now:
             return
         try:
-            self._residents.bring_up(model)
+            self.residents.bring_up(model)
         except BaseException:
             with self.changed:
                 self._forget(model)
@@ -160,7 +164,7 @@ class ModelTable:
                 self._check_registered(model)
                 if model.pipeline is not None and not model.draining:
                     model.leases += 1
-                    clock = self._residents.clock
+                    clock = self.residents.clock
                     return Lease(model, model.pipeline, self.changed, clock)
                 if model.status != "unloaded":
                     attempts = model.attempts
@@ -172,7 +176,7 @@ class ModelTable:
                     continue
                 model.status = "reloading"
             log.info("loading %s for a request", model.model_id)
-            self._residents.bring_up(model)
+            self.residents.bring_up(model)
 
     @contextmanager
     def using(self, model_id: str | None) -> Iterator[Pipeline]:
@@ -195,8 +199,8 @@ class ModelTable:
                 model.draining = True
         try:
             with self.changed:
-                self.changed.wait_for(lambda: model.leases == 0 or self._residents.closed)
-                self._residents.check_open()
+                self.changed.wait_for(lambda: model.leases == 0 or self.residents.closed)
+                self.residents.check_open()
                 assert model.pipeline is not None
                 pipeline = model.pipeline
             yield pipeline
@@ -235,7 +239,7 @@ class ModelTable:
             if model.status != "unloaded":
                 raise ValidationError(f"model {model_id!r} is {model.status} already")
             model.status = "reloading"
-        self._residents.bring_up(model)
+        self.residents.bring_up(model)
 
     def unload(self, model_id: str) -> None:
         """Free a model's memory once its running requests have ended; it can be reloaded. If it
@@ -250,7 +254,7 @@ class ModelTable:
                 raise ValidationError(f"model {model_id!r} is not loaded, so it cannot be unloaded")
             model.draining = True
             self._pass_default_on(model)
-        self._residents.take_down(model)
+        self.residents.take_down(model)
 
     def remove(self, model_id: str) -> None:
         """Unload a model and forget it.
@@ -273,7 +277,7 @@ class ModelTable:
                 self._models.setdefault(model.model_id, model)
                 raise
             model.draining = True
-        self._residents.take_down(model)
+        self.residents.take_down(model)
 
     def close(self) -> None:
         """End every engine; running requests end with `EngineClosedError`. Safe to call twice."""
@@ -281,12 +285,12 @@ class ModelTable:
             self._watch.end()
         with self.changed:
             models = list(self._models.values())
-        self._residents.close(models)
+        self.residents.close(models)
 
     # Their steps --------------------------------------------------------------------------
 
     def _check_registered(self, model: Model) -> None:
-        self._residents.check_open()
+        self.residents.check_open()
         if self._models.get(model.model_id) is not model:
             raise ModelNotFoundError(f"model {model.model_id!r} has been removed")
 

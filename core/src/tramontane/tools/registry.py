@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import inspect
 import json
 import logging
@@ -47,6 +48,9 @@ class ToolRegistry:
 
     Whatever a tool does, the model gets a text to read: its result, or what went wrong.
 
+    Sources may gain and lose tools while they run. A name belongs to whoever had it first; a tool
+    that comes later by the same name is refused, and `status` says so.
+
     Args:
         callbacks: ``f(name, arguments)`` by tool name. Such a tool is offered by requests that
             carry its schema.
@@ -56,7 +60,7 @@ class ToolRegistry:
         timeout_secs: how long a call may take; None for as long as it likes.
 
     Raises:
-        ValidationError: two tools have one name.
+        ValidationError: two tools have one name from the start.
     """
 
     def __init__(
@@ -71,45 +75,53 @@ class ToolRegistry:
         self._sources = list(sources)
         self._approval = approval
         self._timeout_secs = timeout_secs
+        self._lock = threading.Lock()
+        # Name → who had it first, for good: a tool that is away for a while finds its name again.
+        self._claims: dict[str, Any] = dict.fromkeys(self._callbacks, "tool_callbacks")
+        self._refused: dict[tuple[str, str], str] = {}
         self._owners()
+        for reason in self._refused.values():
+            self.close()
+            raise ValidationError(f"{reason}: rename one, or give a source a prefix")
+        self._early = frozenset(self._claims)
 
     def __bool__(self) -> bool:
         return bool(self._callbacks or self._sources)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._callbacks or any(name in source.tools for source in self._sources)
+        return name in self._callbacks or name in self._owners()
 
     def joined(self, source: ToolSource) -> ToolRegistry:
         """These tools and one more source, for one request.
 
         Raises:
-            ValidationError: two tools have one name.
+            ValidationError: one of its tools has the name of one that has been there all the time.
         """
-        return ToolRegistry(
-            self._callbacks,
-            [*self._sources, source],
-            approval=self._approval,
-            timeout_secs=self._timeout_secs,
-        )
+        twin = self._giving(source.tools, source, source.name)
+        twin._sources = [*self._sources, source]
+        twin._early = self._early | set(source.tools)
+        return twin
 
-    def offered(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
-        """Schemas of a request's tools: its own, then those of the sources.
+    def beside(self, request: ChatCompletionRequest) -> ToolRegistry:
+        """These tools but for late ones whose name a request gives to a tool of its own.
 
         Raises:
-            ValidationError: two tools have one name.
+            ValidationError: it has a tool of the name of one that has been there all the time.
         """
+        if request.tool_choice is ToolChoice.NoTools:
+            return self
+        names = set(_names(request)) - set(self._callbacks)
+        taken = names & set(self._owners())
+        return self._giving(taken, request, "tool_schemas") if taken else self
+
+    def offered(self, request: ChatCompletionRequest) -> list[dict[str, Any]]:
+        """Schemas of a request's tools: its own, then those of the sources."""
         own = list(request.tool_schemas or ())
         if request.tool_choice is ToolChoice.NoTools:
             return own
-        names = {tool["function"]["name"] for tool in own}
-        for name, source in self._owners().items():
-            if name in names:
-                raise ValidationError(
-                    f"tool_schemas has a tool called {name!r}, and so has {source.name}: rename "
-                    f"one of them"
-                )
-            own.append(_schema(name, source.tools[name]))
-        return own
+        names = set(_names(request))
+        found = self._owners().items()
+        return own + [_schema(name, s.tools[name]) for name, s in found if name not in names]
 
     def run(
         self, calls: Sequence[ToolCallResponse], round_idx: int, closing: Future[None]
@@ -136,10 +148,20 @@ class ToolRegistry:
         return [_record(job, round_idx) for job in jobs]
 
     def status(self) -> dict[str, dict[str, Any]]:
-        """How what the sources depend on is doing, by its name."""
-        return {
-            name: dict(one) for source in self._sources for name, one in source.status().items()
-        }
+        """How what the sources depend on is doing, by its name. A tool that was refused is among
+        ``refused``, with the reason, of the one that has it."""
+        found: dict[str, dict[str, Any]] = {}
+        for source in self._sources:
+            parts = {name: dict(part) for name, part in source.status().items()}
+            for (owner, tool), reason in self._refused.items():
+                if owner != source.name:
+                    continue
+                holders = [p for p in parts.values() if tool in p.get("tools", ())]
+                part = holders[0] if holders else parts.setdefault(source.name, {})
+                part["tools"] = [name for name in part.get("tools", ()) if name != tool]
+                part["refused"] = {**part.get("refused", {}), tool: reason}
+            found |= parts
+        return found
 
     def close(self) -> None:
         """Release what the sources hold."""
@@ -150,19 +172,38 @@ class ToolRegistry:
                 log.exception("tools of %s could not be closed", source.name)
 
     def _owners(self) -> dict[str, ToolSource]:
-        """Tool → its source. Sources may gain and lose tools while they run."""
+        """Tool → its source, as things are now."""
+        there = [(source, list(source.tools)) for source in self._sources]  # may make us wait
         owners: dict[str, ToolSource] = {}
-        for source in self._sources:
-            for name in list(source.tools):
-                other = owners.get(name)
-                if other is not None or name in self._callbacks:
-                    first = "tool_callbacks" if other is None else other.name
-                    raise ValidationError(
-                        f"{first} and {source.name} both have a tool called {name!r}: rename one, "
-                        f"or give a source a prefix"
-                    )
-                owners[name] = source
+        refused: dict[tuple[str, str], str] = {}
+        with self._lock:
+            for source, names in there:
+                for name in names:
+                    first = self._claims.setdefault(name, source)
+                    if first is source:
+                        owners[name] = source
+                        continue
+                    who = first if isinstance(first, str) else first.name
+                    reason = f"{who} and {source.name} both have a tool called {name!r}"
+                    refused[source.name, name] = reason
+                    if (source.name, name) not in self._refused:
+                        log.warning("a tool is refused: %s", reason)
+            self._refused = refused
         return owners
+
+    def _giving(self, names: Iterable[str], owner: Any, called: str) -> ToolRegistry:
+        """A twin for one request, in which late tools have lost ``names`` to ``owner``."""
+        owners = self._owners()
+        twin = copy.copy(self)
+        twin._claims, twin._refused = dict(self._claims), dict(self._refused)
+        for name in names:
+            if name in self._early:
+                who = owners[name].name if name in owners else "the runner"
+                raise ValidationError(
+                    f"{called} has a tool called {name!r}, and so has {who}: rename one of them"
+                )
+            twin._claims[name] = owner if isinstance(owner, ToolSource) else called
+        return twin
 
     def _start(self, call: ToolCallResponse) -> _Job:
         result: Future[str] = Future()
@@ -276,6 +317,10 @@ def _record(job: _Job, round_idx: int) -> ExecutedToolCall:
         is_error=error is not None,
         seconds=max(0.0, job.ended - job.started),
     )
+
+
+def _names(request: ChatCompletionRequest) -> list[str]:
+    return [tool["function"]["name"] for tool in request.tool_schemas or ()]
 
 
 def _schema(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
