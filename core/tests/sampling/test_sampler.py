@@ -350,3 +350,17 @@ def test_warpers_are_those_of_transformers(name: str, value: float, temperature:
         assert ours.get(token, 0) == pytest.approx(float(theirs[token]), abs=2 / grid)
         if theirs[token] == 0:
             assert token not in ours
+
+
+def test_masks_of_some_rows_leave_the_others_alone() -> None:
+    """Rows with a mask shorter than the logits, without one, and with one that allows all."""
+    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    only = torch.zeros(8, dtype=torch.bool)
+    only[[2, 5]] = True
+    masks = [lambda: only, None, lambda: None]
+    states = [SamplerState(SamplingParams(), [], allowed_mask=mask) for mask in masks]
+    before = logits.clone()
+    tokens = [one.token_id for one in Sampler().sample(logits, states)]
+    assert tokens[0] == (2 if logits[0, 2] > logits[0, 5] else 5)
+    assert tokens[1:] == logits[1:].argmax(-1).tolist()
+    assert torch.equal(logits, before)

@@ -82,25 +82,16 @@ class SamplerState:
 
     @property
     def changes_logits(self) -> bool:
-        """Whether any of the steps 1 to 4 applies."""
+        """Whether any of the steps 1 to 3 applies."""
         params = self.params
-        return (
-            params.counts_tokens
-            or params.dry is not None
-            or bool(params.logit_bias)
-            or self.allowed_mask is not None
-        )
+        return params.counts_tokens or params.dry is not None or bool(params.logit_bias)
 
     def uniform(self) -> float:
         """The sequence's next random number, in [0, 1)."""
         return self._random.random()
 
     def apply(self, logits: Tensor) -> None:
-        """Steps 1 to 4 on this sequence's row, [vocab], in place.
-
-        Raises:
-            EngineError: the row cannot be sampled from under these settings.
-        """
+        """Steps 1 to 3 on this sequence's row, [vocab], in place."""
         params = self.params
         self._take_up_context(logits.device)
         if self._dry is not None and params.dry is not None:
@@ -109,11 +100,6 @@ class SamplerState:
             penalize_occurrence(logits, self._counts, params)
         if params.logit_bias:
             add_bias(logits, params.logit_bias)
-        allowed = None if self.allowed_mask is None else self.allowed_mask()
-        if allowed is not None:
-            allowed = allowed.to(logits.device)[: logits.shape[0]]
-            logits[: len(allowed)].masked_fill_(~allowed, float("-inf"))
-            logits[len(allowed) :] = float("-inf")
 
     def _take_up_context(self, device: torch.device) -> None:
         """Bring the indices of the context up to date."""
@@ -174,11 +160,27 @@ class Sampler:
     def _changed(self, logits: Tensor, states: Sequence[SamplerState]) -> Tensor:
         """Logits after steps 1 to 4; the given ones when none applies."""
         changing = [row for row, state in enumerate(states) if state.changes_logits]
-        if changing:
+        masks = [None if state.allowed_mask is None else state.allowed_mask() for state in states]
+        masked = any(mask is not None for mask in masks)
+        if changing or masked:
             logits = logits.clone()
-            for row in changing:
-                states[row].apply(logits[row])
+        for row in changing:
+            states[row].apply(logits[row])
+        if masked:
+            _forbid(logits, masks)
         return logits
+
+
+def _forbid(logits: Tensor, masks: Sequence[Tensor | None]) -> None:
+    """Step 4, in place. All rows at once: one by one, the calls would cost more than the work."""
+    (size,) = {len(mask) for mask in masks if mask is not None}  # all of one vocabulary
+    length = min(size, logits.shape[1])
+    free = torch.ones(length, dtype=torch.bool)
+    allowed = torch.stack([free if mask is None else mask[:length] for mask in masks])
+    logits[:, :length].masked_fill_(~allowed.to(logits.device), float("-inf"))
+    if length < logits.shape[1]:
+        bound = [row for row, mask in enumerate(masks) if mask is not None]
+        logits[bound, length:] = float("-inf")
 
 
 def _most_likely(logits: Tensor) -> tuple[Tensor, list[int]]:
