@@ -18,9 +18,10 @@ from tramontane.loading.loader import (
     LoadRequest,
     config_data,
     find_architecture,
-    find_files,
     find_tokenizer,
+    find_weights,
     open_checkpoint,
+    open_weights,
     quantized_view,
 )
 from tramontane.loading.plan import CacheRequest, plan_memory
@@ -75,8 +76,8 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
     in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
     if in_situ is not None and request.in_situ is not None:
         in_situ.check(request.in_situ, device)
-    files = find_files(request, request.model_id, request.files, beside=FILES)
-    checkpoint = open_checkpoint(files.weights, plugins)
+    files = find_weights(request, beside=FILES)
+    checkpoint = open_weights(request, files)
     try:
         data = config_data(files.directory, checkpoint)
         spec = find_architecture(data, request.arch, plugins, kind="embedding")

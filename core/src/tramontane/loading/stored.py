@@ -14,7 +14,8 @@ from tramontane.loading.loader import (
     config_data,
     find_files,
     find_tokenizer,
-    open_checkpoint,
+    find_weights,
+    open_weights,
     quantized_view,
 )
 from tramontane.protocols import Checkpoint
@@ -50,11 +51,11 @@ def open_stored(request: LoadRequest) -> Iterator[StoredModel]:
     Raises:
         ModelLoadError: as for `tramontane.loading.loader.load_text`.
     """
-    files = find_files(request, request.model_id, request.files)
+    files = find_weights(request)
     side = files.directory
     if request.tok_model_id is not None:
         side = find_files(request, request.tok_model_id, weights=False).directory
-    checkpoint = open_checkpoint(files.weights, request.plugins)
+    checkpoint = open_weights(request, files)
     try:
         data = config_data(files.directory, checkpoint)
         checkpoint = quantized_view(checkpoint, data, request.plugins)

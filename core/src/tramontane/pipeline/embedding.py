@@ -19,6 +19,7 @@ from tramontane.hooks.specs import ModelKind
 from tramontane.loading.embedding import LoadedEmbedder, load_embedding
 from tramontane.loading.live_weights import in_situ_settings
 from tramontane.loading.loader import LoadRequest
+from tramontane.loading.selection import weight_files
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.pipeline import PipelineOptions
 
@@ -65,6 +66,7 @@ class EmbeddingPipeline:
             raise options.plugins.missing("architectures", "EmbeddingGemma")
         request = LoadRequest(
             model_id=which.canonical_id,
+            **weight_files(which),
             arch=which.arch,
             tokenizer_json=which.tokenizer_json,
             dtype=which.dtype,

@@ -32,6 +32,7 @@ from tramontane.loading.live_weights import (
 )
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
+from tramontane.loading.selection import weight_files
 from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
@@ -485,7 +486,7 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
     )
     return LoadRequest(
         model_id=which.canonical_id,
-        files=which.filenames or None,
+        **weight_files(which),
         tok_model_id=getattr(which, "tok_model_id", None),
         arch=getattr(which, "arch", None),
         tokenizer_json=getattr(which, "tokenizer_json", None),
