@@ -16,7 +16,7 @@ from tramontane.errors import ValidationError
 from tramontane_gguf.types import BY_NAME, GgmlType
 
 _FALLBACKS = {
-    "q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl",
+    "q2_k": "q4_0", "q3_k": "q4_0", "iq4_xs": "iq4_nl",
     "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0",
 }  # fmt: skip
 """What llama.cpp takes where rows are no multiple of 256; F16 where even that does not fit."""
@@ -204,17 +204,11 @@ def _output(kind: FileType, layer: int, model: ModelShape) -> str | None:
     return {"Q2_K": "q3_k", "Q3_K_M": "q4_k", "Q3_K_L": "q5_k"}.get(kind.name)
 
 
-def _fused(kind: FileType, layer: int, model: ModelShape) -> str | None:
-    finer = {"Q3_K_M": "q4_k", "Q3_K_L": "q4_k", "Q4_K_M": "q5_k", "Q5_K_M": "q6_k"}
-    return finer.get(kind.name)
-
-
 _ROLES: tuple[tuple[str, Callable[[FileType, int, ModelShape], str | None]], ...] = (
-    (r"attn_v", _value),
+    (r"attn_(v|qkv|kv_b)", _value),
     (r"attn_k", _key),
     (r"ffn_down(_exps|_shexp)?", _down),
     (r"attn_output", _output),
-    (r"attn_qkv", _fused),
 )
 
 
