@@ -152,7 +152,7 @@ def method_of(pipeline: Pipeline, action: str) -> Callable[..., Any]:
     if method is None:
         can = [name for kind, name in METHODS.items() if hasattr(pipeline, kind)]
         raise ModelKindError(
-            f"received a request incompatible with this model's category: a {pipeline.kind} model "
-            f"does not serve {METHODS.get(action, action)}; it serves {', '.join(can)}"
+            f"received a request incompatible with this model's category: {pipeline.kind} models "
+            f"do not serve {METHODS.get(action, action)}; this one serves {', '.join(can)}"
         )
     return method

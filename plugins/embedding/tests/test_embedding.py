@@ -230,7 +230,10 @@ def test_chat_and_completion_say_which_method_to_call(runner: Runner) -> None:
         lambda: runner.send_completion_request({"prompt": "Hi"}),
         lambda: runner.generate_audio("Hi"),
     ):
-        with pytest.raises(ModelKindError, match="it serves send_embedding_request"):
+        with pytest.raises(
+            ModelKindError,
+            match=r"embedding models do not serve .* this one serves send_embedding_request",
+        ):
             ask()
 
 
@@ -266,9 +269,11 @@ def test_fields_that_nothing_can_honour(qwen_dir: Path) -> None:
 def test_the_kinds_are_told_apart(gemma_dir: Path, tmp_path: Path) -> None:
     from tramontane_testkit.models import tiny_llama
 
-    with pytest.raises(ModelKindError, match=r"EmbeddingGemma is a embedding.*Which\.Embedding"):
+    with pytest.raises(
+        ModelKindError, match=r"EmbeddingGemma is one of the embedding.*Which\.Embedding"
+    ):
         Runner(which=Which.Plain(str(gemma_dir)))
-    with pytest.raises(ModelKindError, match=r"Llama is a text .*Which\.Plain"):
+    with pytest.raises(ModelKindError, match=r"Llama is one of the text .*Which\.Plain"):
         Runner(which=Which.Embedding(str(tiny_llama(tmp_path / "llama"))))
 
 

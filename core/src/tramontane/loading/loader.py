@@ -372,7 +372,7 @@ def find_architecture(
     if spec.kind != kind:
         known = ", ".join(s.name for s in plugins.specs("architectures") if s.kind == kind)
         raise ModelKindError(
-            f"{spec.name} is a {spec.kind} model and cannot be loaded as a {kind} model; choose "
+            f"{spec.name} is one of the {spec.kind} models, not of the {kind} models; choose "
             f"the Which variant of that kind ({VARIANTS[spec.kind]}). Installed {kind} "
             f"architectures: {known or 'none'}"
         )
