@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from attrs import evolve, frozen
@@ -53,7 +53,12 @@ def survey(checkpoint: Checkpoint, names: Iterable[str] | None = None) -> Invent
     """Look at tensors of a checkpoint without reading their data: at all, or at those named."""
     elements: dict[torch.dtype, int] = {}
     packed = other = largest = 0
+    converted: Callable[[str], int | None] = getattr(checkpoint, "packed_bytes", lambda name: None)
     for name in checkpoint.names() if names is None else names:
+        size = converted(name)
+        if size is not None:
+            packed, largest = packed + size, max(largest, size)
+            continue
         tensor = checkpoint.tensor(name)
         largest = max(largest, tensor.nbytes)
         if isinstance(tensor, PackedWeight):

@@ -98,6 +98,11 @@ class CheckpointView:
     def tensor(self, name: str) -> Tensor | PackedWeight:
         return self.inner.tensor(name)
 
+    def packed_bytes(self, name: str) -> int | None:
+        """Bytes of a packed weight that `tensor` has to convert, for whoever only wants to know
+        its size; None for all others, which cost nothing to look at."""
+        return None
+
     def release(self, name: str) -> None:
         """Let go of the pages of a tensor that has been copied, where the file can."""
         release = getattr(self.inner, "release", None)
