@@ -372,3 +372,14 @@ def test_bad_dense_layers_are_refused(
 @pytest.fixture(scope="module")
 def dense_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_embedder(tmp_path_factory.mktemp("dense"), (MEAN, dense(32, 8), NORMALIZE), **QWEN)
+
+
+def test_weights_are_packed_in_place(qwen_dir: Path) -> None:
+    pytest.importorskip("tramontane_isq", reason="tramontane-isq is not installed")
+    with Runner(which=Which.Embedding(str(qwen_dir), dtype="f32")) as runner:
+        exact, size = embed(runner, TEXTS), runner.stats()["weight_bytes"]
+    with Runner(which=Which.Embedding(str(qwen_dir), dtype="f32"), in_situ_quant="Q8_0") as runner:
+        assert runner.stats()["weight_bytes"] < size
+        packed = embed(runner, TEXTS)
+    assert not torch.equal(packed, exact)
+    close(packed, exact, 5e-2)
