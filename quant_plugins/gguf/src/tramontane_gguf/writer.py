@@ -13,6 +13,7 @@ import numpy as np
 from attrs import frozen
 from torch import Tensor
 
+from tramontane.errors import ConfigError
 from tramontane.loading.stored import StoredModel
 from tramontane.protocols.pipeline import Progress
 from tramontane_gguf.checkpoint import GgufCheckpoint
@@ -50,7 +51,7 @@ def write_model(
         model: an opened model; a GGUF file keeps its own metadata.
         path: the file; replaced only once the new one is whole.
         type_name: a file type, e.g. ``"Q4_K_M"``.
-        importance: GGUF or Hugging Face module name → importance of columns.
+        importance: GGUF name without ``.weight`` → importance of columns.
         on_progress: told after each tensor.
 
     Raises:
@@ -62,6 +63,11 @@ def write_model(
     given = _copied(source) if isinstance(source, GgufCheckpoint) else _converted(model)
     shape = _shape_of(given, weighted=bool(importance))
     types = {t.name: _type_of(t, kind, shape) for t in given.tensors}
+    if importance and not any(t.name.removesuffix(".weight") in importance for t in given.tensors):
+        raise ConfigError(
+            f"the importance matrix knows no tensor of this model; it has "
+            f"{', '.join(list(importance)[:4])} …: it belongs to another"
+        )
     keys = given.keys | {
         "general.quantization_version": _QUANTIZATION_VERSION,
         "general.file_type": kind.number,
@@ -168,9 +174,11 @@ def _packed(
     tensor: Outgoing, kind: GgmlType, importance: Mapping[str, Tensor], quantizer: GgmlQuantizer
 ) -> np.ndarray[Any, Any]:
     value = tensor.make()
-    given = importance.get(tensor.name.removesuffix(".weight"), importance.get(tensor.module))
+    given = importance.get(tensor.name.removesuffix(".weight"))
     if value.dim() < 2 or kind.block_size == 1:
         given = None
+    if given is not None and value.dim() == 3 and given.numel() == value[:, 0].numel():
+        given = given.view(value.shape[0], -1)
     packed = quantizer.quantize(value, kind.name, importance=given)
     return packed.blocks.contiguous().numpy()
 

@@ -48,7 +48,7 @@ def quantize(
 
     options: dict[str, Any] = {}
     if imatrix is not None:
-        options["importance"] = read_imatrix(imatrix, plugins).values
+        options["importance"] = read_imatrix(imatrix, plugins).by_gguf_name()
     files = None
     path = Path(model).expanduser()
     if path.is_file():

@@ -72,6 +72,19 @@ class Imatrix:
     datasets: tuple[str, ...] = ()
     chunks: int = 0
 
+    def by_gguf_name(self) -> dict[str, Tensor]:
+        """The same under the names of a GGUF file's tensors, for writing one.
+
+        Raises:
+            CheckpointError: the file has places instead of names.
+        """
+        if self.positions:
+            raise CheckpointError(
+                "a .cimatrix of mistral.rs 0.7 or older has no names, so that it serves loading "
+                "only: collect one anew, or give llama.cpp's"
+            )
+        return {(gguf_names(name) or [name])[0]: values for name, values in self.values.items()}
+
 
 def for_modules(
     given: Imatrix, modules: Iterable[tuple[str, tuple[int, ...]]]
@@ -263,6 +276,8 @@ class _Reader:
     def _ended(self, found: Imatrix) -> Imatrix:
         if self.left:
             raise self.fail(f"{self.left} bytes follow its last entry")
+        if not found.values and not found.positions:
+            raise self.fail("it holds no statistics")
         return found
 
 

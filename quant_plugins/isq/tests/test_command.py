@@ -1,0 +1,85 @@
+"""``tramontane quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tramontane.errors import CheckpointError, ConfigError, MissingPluginError, ValidationError
+from tramontane_isq.command import Bar, quantize
+from tramontane_isq.imatrix import write_cimatrix
+from tramontane_testkit.models import tiny_llama
+
+WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("wide") / "model", **WIDE)
+
+
+def test_the_command_is_there(wide: Path, tmp_path: Path) -> None:
+    main = pytest.importorskip("tramontane_cli.main", reason="tramontane-cli is not installed")
+    arguments = ["quantize", "-m", str(wide), "-o", str(tmp_path / "m.gguf"), "-t", "Q4_K_M"]
+    result = CliRunner().invoke(main.app, arguments)
+    assert result.exit_code == 0
+    assert (tmp_path / "m.gguf").stat().st_size > 100_000
+
+
+def test_an_importance_matrix_changes_what_it_knows(wide: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    values = {"model.layers.0.self_attn.q_proj": torch.rand(256) + 0.01}
+    write_cimatrix(tmp_path / "m.cimatrix", values)
+    quantize(str(wide), tmp_path / "plain.gguf", "Q4_K_S")
+    quantize(str(wide), tmp_path / "weighted.gguf", "Q4_K_S", imatrix=tmp_path / "m.cimatrix")
+    plain, weighted = (
+        {t.name: t.data for t in gguf.GGUFReader(tmp_path / f"{n}.gguf").tensors}
+        for n in ("plain", "weighted")
+    )
+    differing = {name for name in plain if (plain[name] != weighted[name]).any()}
+    assert differing == {"blk.0.attn_q.weight"}
+
+
+def test_a_file_may_be_the_model(wide: Path, tmp_path: Path) -> None:
+    quantize(str(wide), tmp_path / "f16.gguf", "F16")
+    quantize(str(tmp_path / "f16.gguf"), tmp_path / "q8.gguf", "Q8_0")
+    assert (tmp_path / "q8.gguf").stat().st_size < (tmp_path / "f16.gguf").stat().st_size
+
+
+def test_what_is_refused(wide: Path, tmp_path: Path) -> None:
+    target = tmp_path / "m.gguf"
+    with pytest.raises(MissingPluginError, match="xyz"):
+        quantize(str(wide), tmp_path / "m.xyz", "Q8_0")
+    with pytest.raises(ValidationError, match="is no directory"):
+        quantize(str(wide), tmp_path / "absent" / "m.gguf", "Q8_0")
+    target.write_bytes(b"old")
+    with pytest.raises(ValidationError, match="--force"):
+        quantize(str(wide), target, "Q8_0")
+    matrix = tmp_path / "m.cimatrix"
+    write_cimatrix(matrix, {"model.layers.7.self_attn.q_proj": torch.ones(256)})
+    with pytest.raises(ConfigError, match="knows no tensor of this model"):
+        quantize(str(wide), target, "Q4_K_S", imatrix=matrix, force=True)
+    write_cimatrix(matrix, {"model.layers.0.self_attn.q_proj": torch.ones(32)})
+    with pytest.raises(ConfigError, match="do not fit"):
+        quantize(str(wide), target, "Q4_K_S", imatrix=matrix, force=True)
+    matrix.write_bytes(b"\x01" + b"\0" * 16)
+    with pytest.raises(CheckpointError):
+        quantize(str(wide), target, "Q4_K_S", imatrix=matrix, force=True)
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+
+
+def test_the_bar_is_for_people(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bar()(1, 2, "x")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    bar = Bar()
+    bar(1, 2, "blk.0")
+    bar(1, 2, "blk.0")
+    bar.end()
+    assert capsys.readouterr().err.count("50 %") == 1
