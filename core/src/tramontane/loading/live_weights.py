@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tramontane.loading.loader import LoadedModel
 from tramontane.loading.weights import weight_bytes
 from tramontane.protocols import Calibration, InSituSettings
 from tramontane.protocols.pipeline import PipelineOptions
+
+log = logging.getLogger(__name__)
 
 CALIBRATION_CHUNK = 1024
 """Tokens of a text that statistics are collected from at a time."""
@@ -115,6 +118,9 @@ def in_situ_settings(which: Any, options: PipelineOptions) -> InSituSettings | N
         ValidationError: statistics for quantizing, without a type to quantize to.
     """
     imatrix = getattr(which, "imatrix", None)
+    if which.uqff_files and options.in_situ_quant is not None:
+        log.warning("UQFF files are quantized already: in_situ_quant is not used")
+        return None
     if options.in_situ_quant is None:
         for name in ("imatrix", "calibration_file"):
             if getattr(which, name, None):

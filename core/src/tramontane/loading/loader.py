@@ -8,7 +8,7 @@ is costly.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,6 +71,7 @@ class LoadRequest:
         cache: the KV cache that memory is planned for.
         in_situ: how weights are packed on their way in; None leaves them as the file has them.
         steps: applied to each module once its weights are in place.
+        save: called with the model as it was put together, to write it to a file.
         reserve: asked for the memory before it is taken.
         on_progress: told about weights being loaded.
         plugins: where architectures and formats are looked up; None for the process's plug-ins.
@@ -91,9 +92,31 @@ class LoadRequest:
     cache: CacheRequest = field(factory=CacheRequest)
     in_situ: InSituSettings | None = None
     steps: Sequence[Step] = ()
+    save: Callable[[BoundModel], None] | None = None
     reserve: Reserve = unlimited
     on_progress: Progress | None = None
     plugins: PluginManager = field(factory=plugin_manager)
+
+
+@frozen(kw_only=True)
+class BoundModel:
+    """A model with its weights in place, while the files they came from are still open.
+
+    Attributes:
+        model: the architecture; packed weights in their packed modules.
+        arrangement: which stored tensors made which parameter.
+        checkpoint: the files.
+        config: ``config.json``, normalized.
+        directory: holds configuration and tokenizer.
+        tokenizer: ready to encode.
+    """
+
+    model: nn.Module
+    arrangement: Arrangement
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    directory: Path
+    tokenizer: Tokenizer
 
 
 @frozen(kw_only=True)
@@ -193,6 +216,16 @@ def load_text(request: LoadRequest) -> LoadedModel:
             steps=request.steps,
             on_progress=request.on_progress,
         )
+        if request.save is not None:
+            bound = BoundModel(
+                model=model,
+                arrangement=draft.arrangement,
+                checkpoint=checkpoint,
+                config=data,
+                directory=side,
+                tokenizer=tokenizer,
+            )
+            request.save(bound)
     finally:
         checkpoint.close()
     extra_eos = eos_ids(data) | frozenset(embedded.eos_token_ids if embedded else ())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tramontane.errors import ValidationError
+from tramontane.loading.loader import BoundModel
+from tramontane.protocols.pipeline import PipelineOptions
 
 
 def weight_files(which: Any) -> dict[str, Any]:
@@ -25,3 +29,27 @@ def weight_files(which: Any) -> dict[str, Any]:
         gqa = 1 if which.gqa is None else which.gqa
         return {"files": which.filenames, "format": "ggml", "format_options": {"gqa": gqa}}
     return {"files": which.filenames or None}
+
+
+def saving(which: Any, options: PipelineOptions) -> Callable[[BoundModel], None] | None:
+    """What writes the model as ``write_uqff`` says; None where it says nothing.
+
+    Raises:
+        ValidationError: nothing says what to quantize to, or the name does not end in ``.uqff``.
+        MissingPluginError: no installed format writes such files.
+    """
+    path = getattr(which, "write_uqff", None)
+    if path is None:
+        return None
+    type_name = options.in_situ_quant
+    if type_name is None:
+        raise ValidationError(
+            "write_uqff writes what in-situ quantization makes: give in_situ_quant too, e.g. 'Q4K'"
+        )
+    target = options.plugins.resolve(options.plugins.get("checkpoint_formats", "uqff"))()
+    target.check_output(Path(path))
+
+    def save(bound: BoundModel) -> None:
+        target.save(bound, Path(path), type_name)
+
+    return save

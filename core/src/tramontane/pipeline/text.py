@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from tramontane.api import (
     ChatCompletionChunkResponse,
@@ -22,8 +22,8 @@ from tramontane.engine.engine import Engine
 from tramontane.engine.executor import LocalExecutor
 from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
-from tramontane.errors import PromptTooLongError, TemplateError, UnsupportedError, ValidationError
-from tramontane.hooks.specs import ModelKind, ToolFormatSpec
+from tramontane.errors import PromptTooLongError, UnsupportedError, ValidationError
+from tramontane.hooks.specs import ModelKind
 from tramontane.loading.live_weights import (
     CALIBRATION_CHUNK,
     LiveWeights,
@@ -32,20 +32,17 @@ from tramontane.loading.live_weights import (
 )
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
-from tramontane.loading.selection import weight_files
+from tramontane.loading.selection import saving, weight_files
 from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
-from tramontane.pipeline.turn_grammar import forces_call, turn_grammar
+from tramontane.pipeline.turn_grammar import forces_call
+from tramontane.pipeline.turns import Turns
 from tramontane.protocols import InSituSettings
 from tramontane.protocols.pipeline import PipelineOptions
 from tramontane.sampling import SamplingParams
 from tramontane.sampling.constraint import Constraint, Prelude
 from tramontane.text.grammar import GrammarCompiler, answer_grammar
-from tramontane.text.messages import text_messages
-from tramontane.text.reasoning import CLOSE, OPEN, ReasoningSplitter
-from tramontane.text.tool_calls import choose_format, shown_tokens
-from tramontane.text.turn import TurnReader
 
 if TYPE_CHECKING:
     from tramontane.api import Usage
@@ -53,27 +50,6 @@ if TYPE_CHECKING:
 OnFinish = Callable[["Usage"], None]
 ChatStream = GenerationStream[ChatCompletionChunkResponse, ChatCompletionResponse]
 CompletionStream = GenerationStream[CompletionChunkResponse, CompletionResponse]
-
-
-@frozen
-class _Turn:
-    """A chat request as the model sees it.
-
-    Attributes:
-        source: text of the chat template.
-        prompt: what it rendered.
-        tools: those offered.
-        tool_format: how calls are written in the answer; None when none are looked for.
-        grammar: what the answer must be, in llguidance's form; None for any text.
-        prelude: what comes before the grammar.
-    """
-
-    source: str
-    prompt: str
-    tools: list[dict[str, Any]]
-    tool_format: ToolFormatSpec | None
-    grammar: str | None
-    prelude: Prelude | None
 
 
 class TextPipeline:
@@ -91,11 +67,16 @@ class TextPipeline:
         self.model_id = model_id
         self._tokenizer = loaded.tokenizer
         self._config = loaded.config
-        self._template = loaded.chat_template
-        self._plugins = options.plugins
         self._eos_token_ids = frozenset(loaded.eos_token_ids)
         self._grammars = GrammarCompiler(
             loaded.tokenizer, loaded.config.vocab_size, self._eos_token_ids
+        )
+        self._turns = Turns(
+            model_id,
+            loaded.chat_template,
+            loaded.tokenizer,
+            options.plugins,
+            self._grammars.mark,
         )
         self._generation_config = loaded.generation_config
         self._facts = {
@@ -156,7 +137,7 @@ class TextPipeline:
                 however it ended; not called if this raises.
         """
         self._refuse_unserved(request)
-        turn = self._turn(request)
+        turn = self._turns.of(request)
         prompt_ids = self._fitted(self._tokenizer.encode(turn.prompt), request)
         params = self._params(request)
         sequences, output = self._sequences(
@@ -166,11 +147,11 @@ class TextPipeline:
             request.n_choices,
             on_finish,
             new_text=True,
-            shown=self._shown(turn),
+            shown=self._turns.shown(turn),
             grammar=turn.grammar,
             prelude=turn.prelude,
         )
-        readers = [self._reader(turn) for _ in range(request.n_choices)]
+        readers = [self._turns.reader(turn) for _ in range(request.n_choices)]
         answer = ChatAnswer(self.model_id, sequences, readers, logprobs=request.logprobs)
         return self._submit(sequences, output, answer)
 
@@ -304,63 +285,6 @@ class TextPipeline:
         if request.adapter is not None:
             raise UnsupportedError("adapters are not in this release: leave out adapter")
 
-    def _turn(self, request: ChatCompletionRequest) -> _Turn:
-        """Render the prompt, and find out how to read the answer to it."""
-        if self._template is None:
-            raise TemplateError(
-                f"{self.model_id} has no chat template: pass chat_template=... to the Runner, or "
-                f"use send_completion_request, which needs none"
-            )
-        tools = None if request.tool_choice is ToolChoice.NoTools else request.tool_schemas or None
-        if tools and not self._template.mentions_tools:
-            raise TemplateError(
-                f"tools were offered, but the chat template of {self.model_id} shows the model "
-                f"none: set tool_choice to none, or give the Runner a chat_template that does"
-            )
-        effort = request.reasoning_effort
-        prompt = self._template.render(
-            text_messages(request.messages),
-            tools=tools,
-            enable_thinking=request.enable_thinking,
-            reasoning_effort=None if effort is None else effort.value,
-            **(request.chat_template_kwargs or {}),
-        )
-        source = self._template.source(tools=bool(tools))
-        found = choose_format(self._plugins.specs("tool_formats"), source)
-        used = found is not None and (bool(tools) or found.whole_answer)
-        spec = found if used else None
-        grammar = turn_grammar(
-            request,
-            tools or [],
-            calls=None if spec is None else self._plugins.resolve(spec),
-            whole_answer=spec is not None and spec.whole_answer,
-            mark=self._grammars.mark,
-            model_id=self.model_id,
-        )
-        prelude = None if grammar is None else self._prelude(request, source, prompt, spec)
-        return _Turn(source, prompt, tools or [], spec, grammar, prelude)
-
-    def _prelude(
-        self,
-        request: ChatCompletionRequest,
-        source: str,
-        prompt: str,
-        spec: ToolFormatSpec | None,
-    ) -> Prelude | None:
-        """What comes before the grammar: the reasoning, if this model thinks."""
-        if spec is not None and spec.whole_answer:
-            return None  # the grammar covers it
-        splitter = ReasoningSplitter.for_prompt(source, prompt)
-        if splitter is None:
-            return None
-        end = CLOSE.encode()
-        if splitter.inside:
-            return Prelude(end, inside=True)
-        opening = self._tokenizer.token_to_id(OPEN)
-        if request.enable_thinking is False or opening is None or prompt.rstrip().endswith(CLOSE):
-            return None
-        return Prelude(end, opening=frozenset([opening]))
-
     def _constraint(self, grammar: str, prelude: Prelude | None) -> Constraint:
         return Constraint(
             self._grammars.matcher(grammar),
@@ -370,25 +294,6 @@ class TextPipeline:
             eos_token_ids=self._eos_token_ids,
             prelude=prelude,
         )
-
-    def _splitter(self, turn: _Turn) -> ReasoningSplitter | None:
-        """Tells reasoning from the rest; None where there is none or the format does it itself."""
-        if turn.tool_format is not None and turn.tool_format.whole_answer:
-            return None
-        return ReasoningSplitter.for_prompt(turn.source, turn.prompt)
-
-    def _reader(self, turn: _Turn) -> TurnReader:
-        spec = turn.tool_format
-        calls = None if spec is None else self._plugins.resolve(spec)(turn.tools)
-        return TurnReader(self._splitter(turn), calls)
-
-    def _shown(self, turn: _Turn) -> frozenset[int]:
-        """Special tokens that the answer is read by, and that must not be left out of it."""
-        shown = shown_tokens(turn.tool_format, self._tokenizer)
-        if self._splitter(turn) is None:
-            return shown
-        tags = (self._tokenizer.token_to_id(tag) for tag in (OPEN, CLOSE))
-        return shown | {token_id for token_id in tags if token_id is not None}
 
     def _fitted(
         self, prompt_ids: list[int], request: ChatCompletionRequest | CompletionRequest
@@ -487,6 +392,7 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
     return LoadRequest(
         model_id=which.canonical_id,
         **weight_files(which),
+        save=saving(which, options),
         tok_model_id=getattr(which, "tok_model_id", None),
         arch=getattr(which, "arch", None),
         tokenizer_json=getattr(which, "tokenizer_json", None),

@@ -11,14 +11,18 @@ from torch import Tensor
 from tramontane.errors import CheckpointError
 from tramontane.hooks import PluginManager, plugin_manager
 from tramontane.loading.config import read_config
+from tramontane.loading.loader import BoundModel
+from tramontane.loading.stored import StoredModel
 from tramontane.loading.tensors import SafetensorsCheckpoint
 from tramontane.protocols import Checkpoint, EmbeddedTokenizer, PackedWeight
 from tramontane_uqff.blobs import Blobs
+from tramontane_uqff.conversion import convert
 from tramontane_uqff.entries import Entries
 from tramontane_uqff.layout import RESIDUAL
 from tramontane_uqff.order import layer_names
 from tramontane_uqff.parts import StoredWeight
 from tramontane_uqff.selection import Fetch, find_shards
+from tramontane_uqff.writer import check_output, first_shard, write_bound
 
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _LONGEST_NUMBER = 9
@@ -48,6 +52,23 @@ class UqffFormat:
                 f"where {files[0].name} came from"
             )
         return UqffCheckpoint(files, residual, plugin_manager())
+
+    def check_output(self, path: Path) -> None:
+        """See `tramontane_uqff.writer.check_output`."""
+        check_output(path)
+
+    def first_file(self, path: Path) -> Path:
+        """See `tramontane_uqff.writer.first_shard`."""
+        return first_shard(path)
+
+    def save(self, bound: BoundModel, path: Path, type_name: str) -> None:
+        """Write a model that was quantized while it was loaded; see
+        `tramontane_uqff.writer.write_bound`."""
+        write_bound(bound, path, type_name, plugin_manager())
+
+    def write(self, model: StoredModel, path: Path, type_name: str, **options: Any) -> None:
+        """Quantize a stored model and write it; see `tramontane_uqff.conversion.convert`."""
+        convert(model, path, type_name, plugin_manager(), **options)
 
 
 class Source(Protocol):

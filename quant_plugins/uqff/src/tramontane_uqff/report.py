@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from tramontane.errors import CheckpointError
 from tramontane.text.json_files import read_json
-from tramontane_uqff.layout import REPORT, SUFFIX
+from tramontane_uqff.layout import REPORT, SUFFIX, VERSION
+
+if TYPE_CHECKING:
+    from tramontane_uqff.outgoing import Entry
 
 
 @frozen
@@ -59,3 +64,39 @@ def _output(path: Path, data: Any) -> Output:
         if not shard.endswith(SUFFIX):
             raise CheckpointError(f"{path} names shard {shard!r}, which is no {SUFFIX} file")
     return Output(quant.lower(), tuple(shards))
+
+
+def described(quant: str, shards: Sequence[str], entries: Sequence[Entry]) -> dict[str, Any]:
+    """One output for the report."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        counts[entry.label] = counts.get(entry.label, 0) + 1
+    details = [
+        {"module": entry.key, "stored": entry.label, "shape": list(entry.shape)}
+        for entry in entries
+    ]
+    return {
+        "quant": quant,
+        "shards": list(shards),
+        "layers": len(entries),
+        "actual_counts": counts,
+        "fallback_count": 0,
+        "layer_details": details,
+    }
+
+
+def merged(directory: Path, output: Mapping[str, Any], *, keep: Sequence[str]) -> dict[str, Any]:
+    """The report with ``output`` in it, beside those of the directory whose shards are kept."""
+    outputs = [
+        other
+        for other in (read_json(directory / REPORT) or {}).get("outputs", [])
+        if isinstance(other, dict)
+        and other.get("quant") != output["quant"]
+        and set(other.get("shards", [])) <= set(keep)
+    ]
+    return {
+        "schema": 1,
+        "generated_by": {"tool": "tramontane", "version": version("tramontane")},
+        "uqff_version": ".".join(map(str, VERSION)),
+        "outputs": [*outputs, dict(output)],
+    }
