@@ -30,7 +30,12 @@ from tramontane.nn.decoder import (
 from tramontane.nn.embedding import Embedding
 from tramontane.nn.encoder import Encoder, backbone
 from tramontane.nn.expert_weights import MIXTRAL_NAMES, expert_weights
-from tramontane.nn.group_affine import GroupAffineWeight, pack_bits, unpack_bits
+from tramontane.nn.group_affine import (
+    GroupAffineWeight,
+    column_order,
+    pack_bits,
+    unpack_bits,
+)
 from tramontane.nn.latent_attention import LatentSelfAttention
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
@@ -81,6 +86,7 @@ __all__ = [
     "check_layer_types",
     "check_positive",
     "check_type",
+    "column_order",
     "expert_weights",
     "pack_bits",
     "read",

@@ -65,6 +65,29 @@ def _period(bits: int) -> tuple[int, int]:
     return 8 // shared, bits // shared
 
 
+def column_order(groups: Tensor, columns: int, num_groups: int) -> Tensor | None:
+    """The columns sorted by their group, for the ``order`` of `GroupAffineWeight`; None when they
+    are so already.
+
+    Args:
+        groups: [columns] group of each column, whole numbers.
+
+    Raises:
+        ValueError: groups are not equally large, or out of range.
+    """
+    if groups.shape != (columns,) or groups.dtype.is_floating_point:
+        raise ValueError(f"g_idx has shape {list(groups.shape)} for {columns} columns")
+    groups = groups.long()
+    size = columns // max(1, num_groups)
+    expected = torch.arange(columns, device=groups.device) // max(1, size)
+    if torch.equal(groups, expected):
+        return None
+    order = groups.argsort(stable=True)
+    if not torch.equal(groups[order], expected):
+        raise ValueError(f"g_idx does not part {columns} columns into {num_groups} equal groups")
+    return order
+
+
 class GroupAffineWeight(PackedWeight):
     """Codes with a scale and a bias a group.
 

@@ -28,7 +28,12 @@ from tramontane.protocols.in_situ import (
     InSituSettings,
 )
 from tramontane.protocols.pipeline import Pipeline
-from tramontane.protocols.quantizer import PackedWeight, QuantizedCheckpoints, Quantizer
+from tramontane.protocols.quantizer import (
+    PackedWeight,
+    QuantizedCheckpoints,
+    Quantizer,
+    ReadOnlyQuantizer,
+)
 from tramontane.protocols.transport import Transport
 
 __all__ = [
@@ -52,6 +57,7 @@ __all__ = [
     "Pipeline",
     "QuantizedCheckpoints",
     "Quantizer",
+    "ReadOnlyQuantizer",
     "Rename",
     "Split",
     "Stack",

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import torch
 from torch import Tensor
 
+from tramontane.errors import ConfigError
+
 if TYPE_CHECKING:
     from tramontane.protocols.checkpoint import Checkpoint
 
@@ -132,3 +134,33 @@ class QuantizedCheckpoints(Protocol):
             CheckpointError: parts are missing, or of a wrong shape or dtype.
         """
         ...
+
+
+class ReadOnlyQuantizer:
+    """The half of a `Quantizer` that formats share which other tools write and only
+    `QuantizedCheckpoints.read_checkpoint` opens. Subclasses name themselves."""
+
+    name: str
+
+    def quantize(
+        self, weight: Tensor, type_name: str, *, importance: Tensor | None = None
+    ) -> PackedWeight:
+        """Raises ConfigError."""
+        raise self._refusal()
+
+    def packed_bytes(self, shape: Sequence[int], type_name: str) -> int | None:
+        """None: nothing is packed to this format."""
+        return None
+
+    def serialize(self, weight: PackedWeight) -> dict[str, Any]:
+        """Raises ConfigError."""
+        raise self._refusal()
+
+    def deserialize(self, parts: Mapping[str, Any]) -> PackedWeight:
+        """Raises ConfigError."""
+        raise self._refusal()
+
+    def _refusal(self) -> ConfigError:
+        return ConfigError(
+            f"{self.name} checkpoints are read, not made; quantize to another type, such as Q4K"
+        )

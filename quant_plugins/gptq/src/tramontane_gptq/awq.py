@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tramontane.nn import GroupAffineWeight, pack_bits, unpack_bits
-from tramontane.protocols import Checkpoint
-from tramontane_gptq.checkpoint import GroupedCheckpoint, ReadOnly, setting
+from tramontane.protocols import Checkpoint, ReadOnlyQuantizer
+from tramontane_gptq.checkpoint import GroupedCheckpoint, setting
 
 NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output, of eight, that each four bits of a word belong to."""
@@ -22,7 +22,7 @@ NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
 _CHUNK = 1 << 12
 
 
-class AwqReader(ReadOnly):
+class AwqReader(ReadOnlyQuantizer):
     """The quantizer named ``awq``."""
 
     name = "awq"

@@ -17,35 +17,6 @@ from tramontane.protocols import Checkpoint, CheckpointView, PackedWeight
 PARTS = ("qweight", "qzeros", "scales")
 
 
-class ReadOnly:
-    """A format that is opened here and written by the tools that calibrate it."""
-
-    name: str
-
-    def quantize(
-        self, weight: Tensor, type_name: str, *, importance: Tensor | None = None
-    ) -> PackedWeight:
-        """
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(
-            f"{self.name} checkpoints are read, not made: their codes come out of a calibration. "
-            f"Quantize to another type, such as Q4K with an importance matrix"
-        )
-
-    def packed_bytes(self, shape: Sequence[int], type_name: str) -> int | None:
-        """None: nothing is packed to this format."""
-        return None
-
-    def serialize(self, weight: PackedWeight) -> dict[str, Any]:
-        """
-        Raises:
-            ConfigError: always.
-        """
-        raise ConfigError(f"{self.name} weights are not written")
-
-
 class GroupedCheckpoint(CheckpointView, ABC):
     """``X.qweight``, ``X.qzeros`` and ``X.scales`` of the checkpoint below are ``X.weight``.
 

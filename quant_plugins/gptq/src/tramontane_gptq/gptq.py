@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from tramontane.nn import GroupAffineWeight, pack_bits, unpack_bits
-from tramontane.protocols import Checkpoint
-from tramontane_gptq.checkpoint import GroupedCheckpoint, ReadOnly, setting
+from tramontane.nn import GroupAffineWeight, column_order, pack_bits, unpack_bits
+from tramontane.protocols import Checkpoint, ReadOnlyQuantizer
+from tramontane_gptq.checkpoint import GroupedCheckpoint, setting
 
 
-class GptqReader(ReadOnly):
+class GptqReader(ReadOnlyQuantizer):
     """The quantizer named ``gptq``."""
 
     name = "gptq"
@@ -60,26 +59,7 @@ class GptqCheckpoint(GroupedCheckpoint):
         columns = codes.shape[-1] * 8 // self.bits
         order = None
         if self._has(module, "g_idx"):
-            order = _order(self._part(module, "g_idx"), columns, scales.shape[0])
+            order = column_order(self._part(module, "g_idx"), columns, scales.shape[0])
         if order is not None:
             codes = pack_bits(unpack_bits(codes, self.bits)[:, order], self.bits)
         return self._affine(codes, scales, zeros, order)
-
-
-def _order(groups: Tensor, columns: int, num_groups: int) -> Tensor | None:
-    """The columns sorted by their group; None when they are so already.
-
-    Raises:
-        ValueError: groups are not equally large, or out of range.
-    """
-    if groups.shape != (columns,) or groups.dtype.is_floating_point:
-        raise ValueError(f"g_idx has shape {list(groups.shape)} for {columns} columns")
-    groups = groups.long()
-    size = columns // max(1, num_groups)
-    expected = torch.arange(columns, device=groups.device) // max(1, size)
-    if torch.equal(groups, expected):
-        return None
-    order = groups.argsort(stable=True)
-    if not torch.equal(groups[order], expected):
-        raise ValueError(f"g_idx does not part {columns} columns into {num_groups} equal groups")
-    return order
