@@ -35,10 +35,13 @@ def quantize(
     writer = plugins.resolve(spec)()
     if not hasattr(writer, "write"):
         raise UnsupportedError(
-            f"{spec.name} files can be read but not written; end the name of the output in .gguf"
+            f"{spec.name} files can be read but not written; end the name of the output in .gguf "
+            f"or .uqff"
         )
-    if output.exists() and not force:
-        raise ValidationError(f"{output} exists already; give --force to replace it")
+    # A format of several files writes them beside the name it is given.
+    first = writer.first_file(output) if hasattr(writer, "first_file") else output
+    if first.exists() and not force:
+        raise ValidationError(f"{first} exists already; give --force to replace it")
     if not output.parent.is_dir():
         raise ValidationError(f"{output.parent} is no directory; make it first")
 
@@ -64,7 +67,7 @@ def quantize(
     with open_stored(request) as stored:
         writer.write(stored, output, type_name, on_progress=bar, **options)
     bar.end()
-    typer.echo(f"{output}: {output.stat().st_size / 2**20:.1f} MiB", err=True)
+    typer.echo(f"{first}: {first.stat().st_size / 2**20:.1f} MiB", err=True)
 
 
 class Bar:
