@@ -84,7 +84,9 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         checkpoint = quantized_view(checkpoint, data, plugins)
         architecture = plugins.resolve(spec)
         config = architecture.Config.from_dict(data)
-        if checkpoint.config() is None:
+        if "pooling_type" in data:  # a GGUF file
+            modules = modules_in(checkpoint, data, config.hidden_size, device=device)
+        else:
             modules = read_modules(
                 files.directory,
                 config.hidden_size,
@@ -92,8 +94,6 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
                 plugins=plugins,
                 device=device,
             )
-        else:
-            modules = modules_in(checkpoint, data, config.hidden_size, device=device)
         tokenizer = find_tokenizer(
             request, files.directory, checkpoint.tokenizer(), config.vocab_size, ends=True
         )
