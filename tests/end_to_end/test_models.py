@@ -120,7 +120,6 @@ def test_the_wrong_kind_of_request_names_the_right_one(runner: Runner) -> None:
         (Which.Lora("x/y"), "tramontane-lora"),
         (Which.XLora("x/y", "order.json"), "tramontane-xlora"),
         (Which.GGML("x/y", "f.bin"), "tramontane-ggml"),
-        (Which.Plain("x/y", from_uqff="q4k-0.uqff"), "tramontane-uqff"),
     ],
 )
 def test_what_a_plug_in_would_serve_names_it(which: object, extra: str) -> None:
@@ -131,7 +130,6 @@ def test_what_a_plug_in_would_serve_names_it(which: object, extra: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"in_situ_quant": "HQQ4"}, "tramontane-hqq"),
         ({"which_draft": Which.Plain("x/y")}, "speculative"),
         ({"enable_search": True}, "web search"),
     ],
