@@ -66,6 +66,8 @@ class Binder:
         self._dtype = dtype
         self._device = device
         self._in_situ = in_situ
+        # Whether the tensor being made is packed afterwards, for which no dtype is better.
+        self._as_stored = False
         self._steps = steps
         self._on_progress = on_progress
         self._done = 0
@@ -118,6 +120,7 @@ class Binder:
         if origin in self._shared:
             return self._shared[origin]
         recipe = self._arrangement.recipes[origin]
+        self._as_stored = self._in_situ is not None and self._in_situ.packs(origin)
         value = self._laid_out(self._make(recipe, meta), recipe)
         if tuple(value.shape) != tuple(meta.shape):
             raise CheckpointError(
@@ -237,7 +240,8 @@ class Binder:
                 f"{'BF16, F16 or F32' if floats else _named(meta.dtype)} there. Quantized weights "
                 f"need the plug-in of their format."
             )
-        value = stored.to(device=self._device, dtype=meta.dtype).contiguous()
+        dtype = stored.dtype if self._as_stored else meta.dtype
+        value = stored.to(device=self._device, dtype=dtype).contiguous()
         if value.data_ptr() != stored.data_ptr() or value.device != stored.device:
             self._let_go(Stored(name))
         return value

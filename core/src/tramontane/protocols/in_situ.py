@@ -51,6 +51,10 @@ class InSituPlan(Protocol):
     elements: int
     packed_bytes: int
 
+    def packs(self, name: str) -> bool:
+        """Whether parameter ``name`` will be packed; it is then best given as it is stored."""
+        ...
+
     def pack(self, name: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
         """``weight`` as parameter ``name`` is to be kept: packed, or as it is. A weight that
         comes packed otherwise is de-quantized first."""

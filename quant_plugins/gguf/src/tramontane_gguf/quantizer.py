@@ -18,8 +18,10 @@ from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.encode import ENCODERS
 from tramontane_gguf.types import BY_NAME, BY_NUMBER, GgmlType
 
-_CHUNK = 1 << 22
-"""Elements converted to float32 at a time."""
+_CHUNK = 1 << 19
+"""Elements converted to float32 at a time: few enough to stay in a cache."""
+
+_CHUNK_DEVICE = 1 << 24
 
 _BY_PACKAGE = ("tq1_0", "tq2_0", "mxfp4")
 """Types that the ``gguf`` package encodes and this one does not."""
@@ -129,7 +131,8 @@ def _parts(weight: Tensor, blocks: Tensor, counts: Tensor | None) -> Any:
     stacked = weight.reshape(-1, *weight.shape[-2:]) if weight.dim() > 2 else weight[None]
     placed = blocks.view(stacked.shape[0], -1, blocks.shape[-1])
     rows = stacked.reshape(stacked.shape[0], -1, width)
-    step = max(_CHUNK // max(width, 1), 1)
+    chunk = _CHUNK if weight.device.type == "cpu" else _CHUNK_DEVICE
+    step = max(chunk // max(width, 1), 1)
     for index in range(rows.shape[0]):
         own = None if counts is None else counts[index]
         # An expert that no token reached has nothing to say of its columns.

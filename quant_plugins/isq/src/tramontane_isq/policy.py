@@ -92,6 +92,10 @@ class IsqPlan:
     def packed_bytes(self) -> int:
         return sum(d.packed_bytes for d in self.decisions.values())
 
+    def packs(self, name: str) -> bool:
+        decision = self.decisions.get(name)
+        return decision is not None and decision.type is not None
+
     def pack(self, name: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
         decision = self.decisions.get(name)
         if decision is None or decision.type is None:
