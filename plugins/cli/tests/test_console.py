@@ -143,3 +143,42 @@ def test_a_reader_that_leaves_ends_it_quietly(piped):
     assert "CLOSED" in err
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+
+
+def test_tools_are_asked_about_in_a_conversation(tmp_path: Path) -> None:
+    """The demonstration model, a function, and a person who says always."""
+    pytest.importorskip("tramontane_demo_model", reason="needs tramontane-demo-model")
+    code = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return a + b\n'
+    (tmp_path / "sums.py").write_text(code, encoding="utf-8")
+    environment = dict(
+        os.environ, XDG_STATE_HOME=str(tmp_path), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1"
+    )
+    child = pexpect.spawn(
+        sys.executable,
+        [
+            "-c",
+            "from tramontane_cli.main import main; main()",
+            "run",
+            "--tool",
+            f"{tmp_path / 'sums.py'}:add",
+        ],
+        env=environment,
+        timeout=60,
+        encoding="utf-8",
+    )
+    try:
+        child.expect(PROMPT)
+        child.send("What is 17 plus 25?\r")
+        child.expect(r"add\(a=17, b=25\)")
+        child.expect("run it\\?")
+        child.send("a\r")
+        child.expect("17 plus 25 is 42\\.")
+        child.expect(PROMPT)
+        child.send("What is 30 plus 31?\r")
+        child.expect("30 plus 31 is 61\\.")
+        assert "run it?" not in child.before
+        child.expect(PROMPT)
+        child.send("/exit\r")
+        child.expect(pexpect.EOF)
+    finally:
+        child.close(force=True)
