@@ -1,0 +1,197 @@
+"""What is written is read back, and nothing half-written stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+from tramontane.errors import UnsupportedError, ValidationError
+from tramontane.hooks import plugin_manager
+from tramontane.loading.loader import BoundModel, LoadRequest, load_text
+from tramontane.protocols import InSituSettings
+from tramontane_testkit.models import hf_model, save_hf
+from tramontane_uqff import writer
+from tramontane_uqff.writer import write_bound
+
+from .conftest import WIDE  # noqa: TID252
+
+TYPES = ["Q4K", "Q8_0", "AFQ4", "AFQ3", "HQQ8", "HQQ4", "FP8", "MXFP4", "F8Q8"]
+
+
+def bound_of(directory: Path, type_name: str) -> BoundModel:
+    """The model as it is when it is saved; its files stay open in the closure of this call."""
+    found: list[BoundModel] = []
+    settings = InSituSettings(type_name=type_name)
+    load_text(LoadRequest(model_id=str(directory), in_situ=settings, save=found.append))
+    return found[0]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_what_was_written_says_the_same(
+    kind: str, wide: Path, tmp_path: Path, continued: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    said = continued(wide, kind, write_uqff=str(out / f"{kind}.uqff"))
+    assert continued(out, from_uqff=f"{kind}-0.uqff") == said
+    assert continued(out, from_uqff=kind.lower()) == said  # by its report
+    report = json.loads((out / "uqff_report.json").read_text())
+    (output,) = report["outputs"]
+    assert output["shards"] == [f"{kind}-0.uqff"]
+    assert sum(output["actual_counts"].values()) == output["layers"] == 15
+    with safe_open(out / f"{kind}-0.uqff", "pt") as file:
+        assert file.metadata()["uqff.version"] == "1.2.0"
+        assert int(file.get_tensor("uqff.version.minor")) == 2
+    with safe_open(out / "residual.safetensors", "pt") as file:
+        assert "model.norm.weight" in file.keys()  # noqa: SIM118
+        assert not [n for n in file.keys() if "proj" in n or "lm_head" in n]  # noqa: SIM118
+    assert "quantization_config" not in (out / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("LlamaForCausalLM", "Q8_0", {"tie_word_embeddings": True}),
+        ("Qwen2ForCausalLM", "Q4K", {}),
+        ("Phi3ForCausalLM", "AFQ4", {"pad_token_id": 0}),
+        ("MixtralForCausalLM", "Q4K", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+        ("PhiForCausalLM", "Q8_0", {}),
+    ],
+)
+def test_names_are_those_of_checkpoints(
+    name: str, kind: str, settings: dict[str, object], tmp_path: Path, continued: Callable[..., str]
+) -> None:
+    directory = save_hf(hf_model(name, **WIDE, **settings), tmp_path / "model")
+    out = tmp_path / "out" / "x.uqff"
+    said = continued(directory, kind, write_uqff=str(out))
+    assert continued(out.parent, from_uqff="x-0.uqff") == said
+    with safe_open(out.with_name("x-0.uqff"), "pt") as file:
+        keys = {n.removesuffix(".weight.format") for n in file.keys() if n.endswith(".format")}  # noqa: SIM118
+    layer = "model.layers.0."
+    wanted = {
+        "LlamaForCausalLM": "model.embed_tokens",
+        "Qwen2ForCausalLM": f"{layer}self_attn.q_proj",
+        "Phi3ForCausalLM": f"{layer}self_attn.qkv_proj",
+        "MixtralForCausalLM": f"{layer}block_sparse_moe.experts.gate_proj",
+        "PhiForCausalLM": f"{layer}self_attn.dense",
+    }
+    assert wanted[name] in keys or wanted[name].replace("block_sparse_moe", "mlp") in keys
+    assert ("lm_head" in keys) != (name == "LlamaForCausalLM")
+
+
+def test_large_models_are_cut_into_shards(
+    wide: Path, tmp_path: Path, continued: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    bound = bound_of(wide, "Q8_0")
+    # The checkpoint is closed after loading; the residual is read again.
+    bound.checkpoint.__init__([wide / "model.safetensors"])  # type: ignore[misc]
+    shards = write_bound(bound, out / "q.uqff", "Q8_0", plugin_manager(), max_shard_bytes=200_000)
+    assert len(shards) > 3
+    assert all(s.stat().st_size < 300_000 for s in shards)
+    said = continued(wide, "Q8_0")
+    assert continued(out, from_uqff="q-1.uqff") == said  # any shard brings the others
+    assert continued(out, from_uqff=";".join(s.name for s in shards)) == said
+    # Written anew in fewer shards, the old ones must not be taken for new ones.
+    write_bound(bound, out / "q.uqff", "Q8_0", plugin_manager())
+    assert [p.name for p in out.glob("*.uqff")] == ["q-0.uqff"]
+    assert continued(out, from_uqff="q-0.uqff") == said
+
+
+@pytest.mark.parametrize("moment", ["save_file", "_put_in_place"])
+def test_an_interrupted_run_leaves_what_was_there(
+    moment: str,
+    wide: Path,
+    tmp_path: Path,
+    continued: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    said = continued(wide, "Q8_0", write_uqff=str(old / "q.uqff"))
+    before = {p.name: p.read_bytes() for p in old.iterdir()}
+    calls = []
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        calls.append(args)
+        raise KeyboardInterrupt
+
+    if moment == "save_file":
+        monkeypatch.setattr(writer, "save_file", interrupted)
+    else:
+        rename = Path.rename
+
+        def third(self: Path, target: Path) -> Path:
+            calls.append(target)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", third)
+    for out in (new, old):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            continued(wide, "Q4_0", write_uqff=str(out / "q.uqff"))
+        assert calls
+    monkeypatch.undo()
+    assert not new.exists()
+    assert {p.name: p.read_bytes() for p in old.iterdir()} == before
+    assert continued(old, from_uqff="q-0.uqff") == said
+
+
+def test_several_types_of_one_model_share_a_directory(
+    wide: Path, tmp_path: Path, continued: Callable[..., str]
+) -> None:
+    out = tmp_path / "out"
+    said = [continued(wide, t, write_uqff=str(out / f"{t}.uqff")) for t in ("Q4K", "Q8_0")]
+    assert [continued(out, from_uqff=n) for n in ("4", "8")] == said
+    other = save_hf(hf_model("LlamaForCausalLM", seed=7, **WIDE), tmp_path / "other")
+    with pytest.raises(ValidationError, match="directory of its own"):
+        continued(other, "AFQ4", write_uqff=str(out / "afq4.uqff"))
+    assert [continued(out, from_uqff=n) for n in ("4", "8")] == said
+
+
+def test_the_command_writes_and_asks_before_it_replaces(
+    wide: Path, tmp_path: Path, continued: Callable[..., str]
+) -> None:
+    from tramontane_cli.main import app
+
+    out = tmp_path / "q4k.uqff"
+    arguments = ["quantize", "-m", str(wide), "-o", str(out), "--type", "Q4K"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert continued(tmp_path, from_uqff="q4k") == continued(wide, "Q4K")
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code != 0
+
+
+def test_what_cannot_be_written_is_refused(
+    wide: Path, tmp_path: Path, continued: Callable[..., str]
+) -> None:
+    with pytest.raises(ValidationError, match=r"\.uqff"):
+        continued(wide, "Q8_0", write_uqff=str(tmp_path / "x.bin"))
+    with pytest.raises(ValidationError, match="in_situ_quant"):
+        continued(wide, write_uqff=str(tmp_path / "x.uqff"))
+    with pytest.raises(ValidationError, match="from_uqff"):
+        continued(wide, from_uqff="q-0.uqff", write_uqff=str(tmp_path / "x.uqff"))
+    hf = hf_model("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **WIDE)
+    experts = save_hf(hf, tmp_path / "experts")
+    with pytest.raises(UnsupportedError, match="stack of experts"):
+        continued(experts, "FP8", write_uqff=str(tmp_path / "out" / "x.uqff"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_f8q8_rounds_as_its_layout_says() -> None:
+    quantizer = plugin_manager().resolve(plugin_manager().get("quantizers", "f8q8"))()
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    packed = quantizer.quantize(x, "f8q8")
+    block = packed.blocks.reshape(-1, 33)[0]
+    scale = block[:1].view(torch.float8_e4m3fn).float() / 448
+    assert torch.equal(packed.dequantize()[0, :32], block[1:].view(torch.int8) * scale)
+    assert float((packed.dequantize() - x).norm() / x.norm()) < 0.05
+    again = quantizer.deserialize(quantizer.serialize(packed))
+    assert torch.equal(again.dequantize(), packed.dequantize())
