@@ -253,3 +253,22 @@ def test_a_machine_too_small_for_one_sequence():
         plan(cache_bytes=1000)
     with pytest.raises(MemoryPlanError):
         plan(cache_fraction=0.01)
+
+
+def test_a_cache_nobody_asked_for_leaves_half_of_a_budget_to_other_models():
+    def planned(left, **request):
+        return plan_memory(
+            inventory=inventory(),
+            specs=SPECS,
+            max_positions=8192,
+            request=CacheRequest(**request),
+            dtype=BF16,
+            device=CPU,
+            room=Room(16 * GIB, 16 * GIB),
+            left=left,
+        ).cache_bytes
+
+    assert planned(GIB) == GIB // 2 < planned(None)
+    least = planned(None, context_len=4096)
+    assert planned(0) == least, "one sequence of the planned length: others make room for it"
+    assert planned(0, context_len=8192) == 2 * least, "what is asked for is asked for"
