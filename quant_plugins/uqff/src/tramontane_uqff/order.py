@@ -89,8 +89,13 @@ def _experts(prefix: str, projections: Sequence[str], count: Any, stacked: bool)
     return [f"{prefix}.{e}.{name}" for e in range(count) for name in projections]
 
 
+def _num_experts(config: Mapping[str, Any]) -> Any:
+    keys = ("num_local_experts", "num_experts", "n_routed_experts")
+    return next((config[key] for key in keys if config.get(key)), None)
+
+
 def _mixtral(config: Mapping[str, Any], index: int, stacked: bool) -> list[str]:
-    moe, count = "block_sparse_moe", config.get("num_local_experts")
+    moe, count = "block_sparse_moe", _num_experts(config)
     experts = _experts(f"{moe}.experts", ("w1", "w2", "w3"), count, stacked)
     return [*Q_K_V_O, f"{moe}.gate", *experts]
 
@@ -102,7 +107,7 @@ def _phi_moe(config: Mapping[str, Any], index: int, stacked: bool) -> list[str]:
 def _qwen_moe(config: Mapping[str, Any], index: int, stacked: bool) -> list[str]:
     step = config.get("decoder_sparse_step") or 1
     dense = index in (config.get("mlp_only_layers") or ()) or (index + 1) % step
-    count = config.get("num_experts")
+    count = _num_experts(config)
     rest = GATED if dense else _experts("mlp.experts", GATE_UP_DOWN, count, stacked)
     return [*Q_K_V_O, *rest]
 
@@ -110,9 +115,9 @@ def _qwen_moe(config: Mapping[str, Any], index: int, stacked: bool) -> list[str]
 def _routed(config: Mapping[str, Any], index: int, stacked: bool) -> list[str]:
     """The MLP of DeepSeek and GLM-4-MoE: dense at first, later experts and shared ones."""
     first, step = config.get("first_k_dense_replace") or 0, config.get("moe_layer_freq") or 1
-    if index < first or index % step or not config.get("n_routed_experts"):
+    if index < first or index % step or not _num_experts(config):
         return list(GATED)
-    names = _experts("mlp.experts", GATE_UP_DOWN, config["n_routed_experts"], stacked)
+    names = _experts("mlp.experts", GATE_UP_DOWN, _num_experts(config), stacked)
     shared = GATE_UP_DOWN if config.get("n_shared_experts") else ()
     return [*names, *(f"mlp.shared_experts.{name}" for name in shared)]
 
