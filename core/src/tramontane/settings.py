@@ -6,6 +6,7 @@ Names and defaults are those of the mistralrs SDK; their meaning is told by `Run
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,6 @@ MCP_CONFIG_PATH = "MCP_CONFIG_PATH"
 
 UNSERVED = {
     "which_draft": "speculative decoding is not in this release: leave out which_draft",
-    "num_device_layers": "manual device maps are not in this release: leave out num_device_layers",
     "search_embedding_model": "search results are ranked by BM25 in this release: leave out "
     "search_embedding_model",
 }
@@ -90,6 +90,30 @@ def _token_source(instance: object, attribute: Any, value: str) -> None:
         )
 
 
+def _device_layers(value: Any) -> Any:
+    """``["0:16", "1:8"]``, ``"0:16;1:8"``, or a count for the first accelerator: as (accelerator,
+    layers) pairs."""
+    if value is None or (isinstance(value, tuple) and all(isinstance(v, tuple) for v in value)):
+        return value
+    items = value.split(";") if isinstance(value, str) else value
+    items = [items] if isinstance(items, int) else items
+    pairs = []
+    for item in items if isinstance(items, Sequence) and items else [None]:
+        match = re.fullmatch(r"(?:(\d{1,4})\s*:)?\s*(\d{1,6})", str(item).strip())
+        if match is None or isinstance(item, bool) or (match[1] is None and len(items) > 1):
+            raise ValidationError(
+                f"num_device_layers must be a number of layers, or say for each accelerator "
+                f'ACCELERATOR:LAYERS, as in ["0:16", "1:8"], not {value!r}'
+            )
+        pairs.append((int(match[1] or 0), int(match[2])))
+    for index, _ in pairs:
+        if sum(index == other for other, _ in pairs) > 1:
+            raise ValidationError(
+                f"num_device_layers names accelerator {index} twice: {value!r}; add its numbers up"
+            )
+    return tuple(pairs)
+
+
 OWN = (
     "speculative_gamma",
     "which_draft",
@@ -118,7 +142,9 @@ class ModelSettings:
     which_draft: Any = None
     chat_template: str | None = None
     jinja_explicit: str | None = None
-    num_device_layers: Sequence[str] | None = None
+    num_device_layers: tuple[tuple[int, int], ...] | None = field(
+        default=None, converter=_device_layers
+    )
     in_situ_quant: str | None = None
     anymoe_config: Any = None
     pa_gpu_mem: int | None = field(default=None, validator=_positive)
@@ -172,6 +198,7 @@ class ModelSettings:
             cache_bytes=None if self.pa_gpu_mem is None else self.pa_gpu_mem << 20,
             cache_fraction=self.pa_gpu_mem_usage,
             block_size=self.pa_blk_size or BLOCK_SIZES[-1],
+            device_layers=self.num_device_layers,
             in_situ_quant=self.in_situ_quant,
             seed=self.seed,
             on_progress=self.on_progress,
@@ -290,8 +317,6 @@ def served_selector(which: Any, plugins: PluginManager) -> Selector:
         plugins.get("checkpoint_formats", "uqff")
     if any(getattr(which, name, None) for name in ("imatrix", "calibration_file", "organization")):
         plugins.get("quantizers", "isq")
-    if getattr(which, "topology", None):
-        raise UnsupportedError("topology files are not in this release: leave out topology")
     if getattr(which, "matformer_config_path", None) or getattr(
         which, "matformer_slice_name", None
     ):

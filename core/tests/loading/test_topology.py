@@ -99,7 +99,7 @@ def test_an_expression_places_whole_layers():
         ("CUDA[12]", "cuda:12"),
         ("cuda:1", "cuda:1"),
         ("metal[0]", "mps:0"),
-        ("mps", "mps"),
+        ("mps", "mps:0"),
         *((bad, None) for bad in ("cuda", "cuda[-1]", "gpu", "cpu[0]", "cuda[0] ]", "cuda[99999]")),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tramontane.protocols.cache import CacheSpec, LayerCache
 
 
 class LocalExecutor:
-    """Holds a model and its caches on one device.
+    """Holds a model and its caches.
 
     Args:
         model: an `tramontane.protocols.Architecture`, weights bound.
@@ -25,6 +26,7 @@ class LocalExecutor:
         max_seqs: sequences that may run at once.
         dtype: of the cache.
         device: of weights and cache.
+        layer_devices: of each layer and its cache, where they are not all on ``device``.
     """
 
     def __init__(
@@ -37,21 +39,23 @@ class LocalExecutor:
         max_seqs: int,
         dtype: torch.dtype,
         device: torch.device | str,
+        layer_devices: Sequence[torch.device] | None = None,
     ) -> None:
         self._device = torch.device(device)
         self._num_blocks = num_blocks
         specs: list[CacheSpec] = list(type(model).cache_specs(config))  # type: ignore[attr-defined]
         self._recurrent = any(spec.bytes_per_seq(dtype) for spec in specs)
         self._model: Any = model.eval()
+        self._layer_devices = layer_devices or [self._device] * len(specs)
         self._caches: list[LayerCache] = [
             spec.allocate(
                 num_blocks=num_blocks,
                 block_size=block_size,
                 num_seqs=max_seqs,
                 dtype=dtype,
-                device=self._device,
+                device=place,
             )
-            for spec in specs
+            for spec, place in zip(specs, self._layer_devices, strict=True)
         ]
 
     @property
@@ -89,17 +93,17 @@ class LocalExecutor:
         """Copy blocks ``source → destination`` in every layer that has blocks."""
         if not pairs:
             return
-        sources, destinations = torch.tensor(pairs, device=self._device).unbind(1)
+        moves = {d: torch.tensor(pairs, device=d).unbind(1) for d in {*self._layer_devices}}
         with torch.inference_mode():
-            for cache in self._caches:
+            for place, cache in zip(self._layer_devices, self._caches, strict=True):
                 if isinstance(cache, PagedKV | PagedLatent):
-                    cache.copy_blocks(sources, destinations)
+                    cache.copy_blocks(*moves[place])
 
     def close(self) -> None:
         """Let go of weights and cache."""
         self._model = None
         self._caches = []
-        if self._device.type == "cuda":
+        if any(place.type == "cuda" for place in (self._device, *self._layer_devices)):
             torch.cuda.empty_cache()
 
 

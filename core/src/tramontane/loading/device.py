@@ -20,11 +20,16 @@ class Room:
 
 
 def choose_device() -> torch.device:
-    """The accelerator this process uses, or the CPU.
+    """The first accelerator, or the CPU. `tramontane.loading.placement` spreads a model over
+    several."""
+    return next(iter(accelerators()), torch.device("cpu"))
 
-    One device for the whole model; mapping layers to several devices belongs here.
-    """
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def accelerators() -> list[torch.device]:
+    """Devices that layers are placed on before the CPU, in order."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
 def memory_of(device: torch.device) -> Room:

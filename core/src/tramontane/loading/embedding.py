@@ -6,11 +6,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import nn
 
 from tramontane.hooks import ArchitectureSpec
 from tramontane.loading.device import choose_device
+from tramontane.loading.device_map import DeviceMap
 from tramontane.loading.dtype import choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer
 from tramontane.loading.loader import (
@@ -24,6 +25,7 @@ from tramontane.loading.loader import (
     open_weights,
     quantized_view,
 )
+from tramontane.loading.placement import Layout, check_types, place_layers
 from tramontane.loading.plan import CacheRequest, plan_memory
 from tramontane.loading.sentence_modules import (
     FILES,
@@ -47,7 +49,8 @@ class LoadedEmbedder:
         modules: from hidden states to vectors.
         tokenizer: see `tramontane.text.Tokenizer`.
         dtype: of the language model's activations, and of weights that are not packed.
-        device: where it runs.
+        device: where it runs; of a model on several devices, where a forward begins and ends.
+        device_map: where each layer is.
         weight_bytes: memory of the weights, shared ones counted once.
         max_seq_len: tokens of the longest text.
     """
@@ -59,6 +62,7 @@ class LoadedEmbedder:
     tokenizer: Tokenizer
     dtype: torch.dtype
     device: torch.device
+    device_map: DeviceMap
     weight_bytes: int
     max_seq_len: int
 
@@ -76,6 +80,8 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
     in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
     if in_situ is not None and request.in_situ is not None:
         in_situ.check(request.in_situ, device)
+        if request.topology is not None:
+            check_types(request.topology, in_situ, device)
     files = find_weights(request, beside=FILES)
     checkpoint = open_weights(request, files)
     try:
@@ -99,24 +105,45 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         )
         inventory = survey(checkpoint)
         draft = Draft.of(architecture, config, checkpoint)
+        layout = Layout(
+            model=draft.model,
+            arrangement=draft.arrangement,
+            specs=architecture.cache_specs(config),
+            topology=request.topology,
+        )
+        layout.check()
         packing = None
         if in_situ is not None and request.in_situ is not None:
-            packing = in_situ.plan(draft.model, draft.arrangement.aliases, request.in_situ, device)
+            settings = evolve(request.in_situ, override=layout.override())
+            packing = in_situ.plan(draft.model, draft.arrangement.aliases, settings, device)
             inventory = inventory.quantized(packing.elements, packing.packed_bytes)
         dtype = choose_dtype(request.dtype, inventory, device)
         request.reserve(inventory.bytes_as(dtype))
+        device_map, parts = place_layers(
+            layout,
+            checkpoint,
+            config=config,
+            inventory=inventory,
+            packing=packing,
+            request=CacheRequest(),
+            device_layers=request.device_layers,
+            dtype=dtype,
+            device=device,
+        )
         plan_memory(  # nothing is kept between texts: only the weights have to fit
             inventory=inventory,
             specs=(),
             max_positions=config.max_position_embeddings,
             request=CacheRequest(),
             dtype=dtype,
-            device=device,
+            device=device_map.main,
+            parts=parts,
         )
         model = draft.bind(
             checkpoint,
             dtype=dtype,
-            device=device,
+            device=device_map.main,
+            device_map=device_map,
             in_situ=packing,
             steps=request.steps,
             on_progress=request.on_progress,
@@ -130,7 +157,8 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         modules=modules,
         tokenizer=tokenizer,
         dtype=dtype,
-        device=device,
+        device=device_map.main,
+        device_map=device_map,
         weight_bytes=weight_bytes(model) + sum(weight_bytes(m) for m in modules.rest),
         max_seq_len=longest_text(files.directory, config.max_position_embeddings),
     )

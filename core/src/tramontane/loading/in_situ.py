@@ -69,6 +69,7 @@ def requantize(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    elsewhere: Mapping[nn.Module, torch.device] | None = None,
     on_progress: Progress | None = None,
 ) -> None:
     """Pack the weights of a model that nobody is using, one after the other, and bind kernels.
@@ -77,6 +78,7 @@ def requantize(
         model: weights in place, plain or packed.
         plan: made for this model.
         device, dtype: where it runs, and in what.
+        elsewhere: layers on other devices.
         on_progress: told after each weight.
     """
     modules = [(n, m, v) for n, m in model.named_modules() if (v := weight_of(m)) is not None]
@@ -91,12 +93,12 @@ def requantize(
             packed[origin] = plan.pack(origin, value)
         new = packed[origin]
         if new is not value and isinstance(new, PackedWeight):
-            model.set_submodule(name, twin(module, new.to(device), dtype))
+            model.set_submodule(name, twin(module, new.to(value.device), dtype))
         # The old weight goes before the next one is made.
         del module, value
         if on_progress is not None:
             on_progress(done, total, name)
-    bind_kernels(model, device, dtype)
+    bind_kernels(model, device, dtype, elsewhere)
     report_slow(model, device)
 
 

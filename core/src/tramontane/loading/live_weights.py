@@ -12,6 +12,8 @@ from tramontane.errors import SourceError, ValidationError
 from tramontane.hooks import PluginManager
 from tramontane.loading.in_situ import in_situ_quantizer, requantize, shared_weights
 from tramontane.loading.loader import LoadedModel
+from tramontane.loading.placement import elsewhere
+from tramontane.loading.topology import Topology
 from tramontane.loading.weights import weight_bytes
 from tramontane.protocols import Calibration, InSituSettings
 from tramontane.protocols.pipeline import PipelineOptions
@@ -34,11 +36,13 @@ class LiveWeights:
         self._model = loaded.model
         self._device = loaded.device
         self._dtype = loaded.dtype
+        self._override = loaded.override
+        self._elsewhere = elsewhere(loaded.model, loaded.device_map)
         self._plugins = plugins
         self._calibration: Calibration | None = None
 
     def requantize(self, settings: InSituSettings) -> int:
-        """Pack every weight that in-situ quantization touches.
+        """Pack every weight that in-situ quantization touches; a topology's types stay.
 
         Returns:
             Bytes of all weights afterwards.
@@ -48,9 +52,16 @@ class LiveWeights:
             MissingPluginError: its format is not installed.
         """
         quantizer = in_situ_quantizer(self._plugins)
+        settings = evolve(settings, override=self._override)
         aliases = shared_weights(self._model)
         plan = quantizer.plan(self._model, aliases, settings, self._device)
-        requantize(self._model, plan, device=self._device, dtype=self._dtype)
+        requantize(
+            self._model,
+            plan,
+            device=self._device,
+            dtype=self._dtype,
+            elsewhere=self._elsewhere,
+        )
         return weight_bytes(self._model)
 
     def begin_calibration(self) -> None:
@@ -111,17 +122,23 @@ def calibration_text(path: Path) -> str:
     return text
 
 
-def in_situ_settings(which: Any, options: PipelineOptions) -> InSituSettings | None:
+def in_situ_settings(
+    which: Any, options: PipelineOptions, topology: Topology | None = None
+) -> InSituSettings | None:
     """What a ``Which`` variant and a runner's settings say about quantizing while loading.
 
     Raises:
         ValidationError: statistics for quantizing, without a type to quantize to.
     """
     imatrix = getattr(which, "imatrix", None)
-    if which.uqff_files and options.in_situ_quant is not None:
-        log.warning("UQFF files are quantized already: in_situ_quant is not used")
+    pins_types = topology is not None and topology.pins_types
+    if which.uqff_files and (options.in_situ_quant is not None or pins_types):
+        log.warning(
+            "UQFF files are quantized already: in_situ_quant and the types of a topology are not "
+            "used"
+        )
         return None
-    if options.in_situ_quant is None:
+    if options.in_situ_quant is None and not pins_types:
         for name in ("imatrix", "calibration_file"):
             if getattr(which, name, None):
                 raise ValidationError(

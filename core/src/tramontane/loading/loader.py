@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import nn
 
 from tramontane.errors import ConfigError, ModelKindError, SourceError
 from tramontane.hooks import ArchitectureSpec, ModelKind, PluginManager, plugin_manager
 from tramontane.loading.config import normalize, read_config
 from tramontane.loading.device import choose_device
+from tramontane.loading.device_map import DeviceMap
 from tramontane.loading.dtype import choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer, report_slow
+from tramontane.loading.layers import LayerNames
+from tramontane.loading.placement import Layout, check_types, device_of, elsewhere, place_layers
 from tramontane.loading.plan import CacheRequest, MemoryPlan, plan_memory
 from tramontane.loading.rules import Arrangement, arrange
 from tramontane.loading.source import ModelFiles, resolve
+from tramontane.loading.topology import Topology
 from tramontane.loading.weights import Binder, Step, wanted_names, weight_bytes
-from tramontane.nn import bind_kernels
+from tramontane.nn import bind_kernels, install_transfers
 from tramontane.protocols import (
     Checkpoint,
     EmbeddedTokenizer,
@@ -34,6 +38,7 @@ from tramontane.protocols import (
     InSituSettings,
     QuantizedCheckpoints,
 )
+from tramontane.protocols.in_situ import Override
 from tramontane.protocols.pipeline import Progress, Reserve, unlimited
 from tramontane.text.chat_template import ChatTemplate, find_chat_template
 from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
@@ -70,6 +75,9 @@ class LoadRequest:
         chat_template, jinja_explicit: see `tramontane.text.chat_template.find_chat_template`.
         cache: the KV cache that memory is planned for.
         in_situ: how weights are packed on their way in; None leaves them as the file has them.
+        topology: types and devices of single layers; its types count only with ``in_situ``.
+        device_layers: (accelerator, layers there) in the order of the layers; None to place them
+            by memory.
         steps: applied to each module once its weights are in place.
         save: called with the model as it was put together, to write it to a file.
         reserve: asked for the memory before it is taken.
@@ -91,6 +99,8 @@ class LoadRequest:
     jinja_explicit: str | None = None
     cache: CacheRequest = field(factory=CacheRequest)
     in_situ: InSituSettings | None = None
+    topology: Topology | None = None
+    device_layers: Sequence[tuple[int, int]] | None = None
     steps: Sequence[Step] = ()
     save: Callable[[BoundModel], None] | None = None
     reserve: Reserve = unlimited
@@ -132,7 +142,9 @@ class LoadedModel:
         eos_token_ids: every token that ends a turn.
         generation_config: content of ``generation_config.json``; empty when there is none.
         dtype: of activations, and of weights that are not packed.
-        device: where it runs.
+        device: where it runs; of a model on several devices, where a forward begins and ends.
+        device_map: where each layer is.
+        override: types that a topology pins, for quantizing anew; None where there are none.
         weight_bytes: memory of the weights, shared ones counted once.
         max_seq_len: longest sequence that model and cache allow.
         plan: the cache to allocate.
@@ -147,6 +159,8 @@ class LoadedModel:
     generation_config: Mapping[str, Any]
     dtype: torch.dtype
     device: torch.device
+    device_map: DeviceMap
+    override: Override | None
     weight_bytes: int
     max_seq_len: int
     plan: MemoryPlan
@@ -168,6 +182,8 @@ def load_text(request: LoadRequest) -> LoadedModel:
     in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
     if in_situ is not None and request.in_situ is not None:
         in_situ.check(request.in_situ, device)
+        if request.topology is not None:
+            check_types(request.topology, in_situ, device)
     files = find_weights(request)
     side = files.directory
     if request.tok_model_id is not None:
@@ -190,28 +206,48 @@ def load_text(request: LoadRequest) -> LoadedModel:
         )
         generation_config = read_generation_config(side)
         draft = Draft.of(architecture, config, checkpoint)
+        layout = Layout(
+            model=draft.model,
+            arrangement=draft.arrangement,
+            specs=architecture.cache_specs(config),
+            topology=request.topology,
+        )
+        layout.check()
         inventory = survey(checkpoint, draft.arrangement.stored)
-        packing = None
+        packing, override = None, layout.override()
         if in_situ is not None and request.in_situ is not None:
-            aliases = draft.arrangement.aliases
-            packing = in_situ.plan(draft.model, aliases, request.in_situ, device)
+            settings = evolve(request.in_situ, override=override)
+            packing = in_situ.plan(draft.model, draft.arrangement.aliases, settings, device)
             inventory = inventory.quantized(packing.elements, packing.packed_bytes)
         dtype = choose_dtype(request.dtype, inventory, device)
         left = request.reserve(inventory.bytes_as(dtype))
+        device_map, parts = place_layers(
+            layout,
+            checkpoint,
+            config=config,
+            inventory=inventory,
+            packing=packing,
+            request=request.cache,
+            device_layers=request.device_layers,
+            dtype=dtype,
+            device=device,
+        )
         plan = plan_memory(
             inventory=inventory,
-            specs=architecture.cache_specs(config),
+            specs=layout.specs,
             max_positions=config.max_position_embeddings,
             request=request.cache,
             dtype=dtype,
-            device=device,
+            device=device_map.main,
             left=left,
+            parts=parts,
         )
         request.reserve(plan.weight_bytes + plan.cache_bytes)
         model = draft.bind(
             checkpoint,
             dtype=dtype,
-            device=device,
+            device=device_map.main,
+            device_map=device_map,
             in_situ=packing,
             steps=request.steps,
             on_progress=request.on_progress,
@@ -238,7 +274,9 @@ def load_text(request: LoadRequest) -> LoadedModel:
         eos_token_ids=end_of_turn_ids(tokenizer, generation_config, *extra_eos),
         generation_config=generation_config,
         dtype=dtype,
-        device=device,
+        device=device_map.main,
+        device_map=device_map,
+        override=override,
         weight_bytes=weight_bytes(model),
         max_seq_len=plan.max_seq_len,
         plan=plan,
@@ -294,27 +332,36 @@ class Draft:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        device_map: DeviceMap | None = None,
         in_situ: InSituPlan | None = None,
         steps: Sequence[Step] = (),
         on_progress: Progress | None = None,
     ) -> nn.Module:
         """The model with its weights in place, kernels bound.
 
+        Args:
+            device_map: where its layers go; None for ``device``.
+
         Raises:
             CheckpointError: shapes or dtypes do not fit.
         """
+        device_map = device_map or DeviceMap.single(device, 0)
         binder = Binder(
             self.model,
             checkpoint,
             self.arrangement,
             dtype=dtype,
             device=device,
+            device_of=device_of(self.model, device_map) if device_map.is_split else None,
             in_situ=in_situ,
             steps=steps,
             on_progress=on_progress,
         )
         model = binder.run().eval()
-        bind_kernels(model, device, dtype)
+        bind_kernels(model, device, dtype, elsewhere(model, device_map))
+        if device_map.is_split:
+            layers = LayerNames.of(model, len(device_map.layers)).modules(model)
+            install_transfers(list(layers), device_map.layers, device_map.main)
         if in_situ is not None:
             report_slow(model, device)
         return model

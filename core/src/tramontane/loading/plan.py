@@ -71,6 +71,29 @@ class MemoryPlan:
     cache_dtype: torch.dtype
 
 
+@frozen(kw_only=True)
+class Part:
+    """What one device holds of a model.
+
+    Attributes:
+        device: which.
+        room: its memory.
+        weight_bytes: weights on it.
+        specs: needs of the layers on it.
+    """
+
+    device: torch.device
+    room: Room
+    weight_bytes: int
+    specs: Sequence[CacheSpec]
+
+
+def working_bytes(room: Room, largest_bytes: int) -> int:
+    """Memory of a device left for activations, logits, and one tensor in two dtypes while it is
+    converted."""
+    return max(room.total // 50, min(512 << 20, room.total // 16), largest_bytes)
+
+
 def plan_memory(
     *,
     inventory: Inventory,
@@ -81,6 +104,7 @@ def plan_memory(
     device: torch.device,
     room: Room | None = None,
     left: int | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> MemoryPlan:
     """Decide how large the cache will be.
 
@@ -93,20 +117,24 @@ def plan_memory(
         room: memory of the device; None looks.
         left: what the runner's budget leaves for the cache before another model has to go; None
             where there is no budget.
+        parts: what each device holds; None where ``device`` holds everything. As many blocks are
+            allocated on each, so the one with the least room for them decides.
 
     Raises:
         MemoryPlanError: weights and the requested cache do not fit; says what would.
     """
-    room = room or memory_of(device)
     weights = inventory.bytes_as(dtype)
     cache_dtype = request.dtype or dtype
     token_bytes = sum(spec.bytes_per_token(cache_dtype) for spec in specs)
     states = sum(spec.bytes_per_seq(cache_dtype) for spec in specs) * request.max_seqs
-    # Working memory: activations, logits, and one tensor in two dtypes while it is converted.
-    reserve = max(room.total // 50, min(512 << 20, room.total // 16))
-    free = room.available - weights - max(reserve, inventory.largest_bytes) - states
-    if free <= 0:
-        raise _weights_do_not_fit(inventory, dtype, device, room, states, request.max_seqs)
+    if parts is None:
+        room = room or memory_of(device)
+        parts = [Part(device=device, room=room, weight_bytes=weights, specs=specs)]
+    shares = [_Share.of(part, inventory.largest_bytes, request, cache_dtype) for part in parts]
+    for share in shares:
+        if share.free <= 0:
+            where = share.part.device, share.part.room
+            raise _weights_do_not_fit(inventory, dtype, *where, states, request.max_seqs)
 
     block_bytes = max(token_bytes * request.block_size, 1)
 
@@ -118,24 +146,21 @@ def plan_memory(
     if request.context_len is not None:
         blocks = blocks_for(request.context_len)
     elif request.cache_fraction is not None:
-        # The share covers what others hold of the device, the weights and the working memory.
-        spent = room.total - free
-        blocks = max(int(room.total * request.cache_fraction) - spent, 0) // block_bytes
+        fast = [share for share in shares if share.part.device.type != "cpu"]
+        blocks = min(share.blocks_within(request.cache_fraction) for share in fast or shares)
     elif request.cache_bytes is not None:
         blocks = request.cache_bytes // block_bytes
     else:
         least = blocks_for(planned, request.planned_batch_size)
-        # The CPU's memory is everybody's: unasked, half of what is left suffices.
-        share = free // 2 if device.type == "cpu" else free * 9 // 10
-        # The budget is every model's.
-        share = share if left is None else min(share, left // 2)
-        blocks = max(min(wanted, share // block_bytes), least)
+        possible = min(share.blocks_unasked for share in shares)
+        if left is not None:  # the budget is every model's
+            possible = min(possible, left // 2 // block_bytes)
+        blocks = max(min(wanted, possible), least)
     if not token_bytes:  # blocks that take nothing: as many as are of use, not as fit
         blocks = min(blocks, wanted)
-    if blocks < 1 or blocks * block_bytes > free:
-        raise _cache_does_not_fit(
-            request, max(blocks, 1), block_bytes, weights, free, planned, device, room
-        )
+    for share in shares:
+        if blocks < 1 or blocks * share.block_bytes > share.free:
+            raise _cache_does_not_fit(request, max(blocks, 1), share, planned)
     return MemoryPlan(
         weight_bytes=weights,
         cache_bytes=blocks * token_bytes * request.block_size + states,
@@ -144,6 +169,54 @@ def plan_memory(
         max_seq_len=min(max_positions, blocks * request.block_size),
         cache_dtype=cache_dtype,
     )
+
+
+@frozen
+class _Share:
+    """What a device has left for blocks.
+
+    Attributes:
+        part: what it holds.
+        free: bytes left beside weights, states and working memory.
+        block_bytes: of a block in all of its layers.
+    """
+
+    part: Part
+    free: int
+    block_bytes: int
+
+    @classmethod
+    def of(cls, part: Part, largest: int, request: CacheRequest, dtype: torch.dtype) -> _Share:
+        states = sum(spec.bytes_per_seq(dtype) for spec in part.specs) * request.max_seqs
+        working = working_bytes(part.room, largest)
+        free = part.room.available - part.weight_bytes - working - states
+        token_bytes = sum(spec.bytes_per_token(dtype) for spec in part.specs)
+        return cls(part, free, max(token_bytes * request.block_size, 1))
+
+    @property
+    def blocks_unasked(self) -> int:
+        """The CPU's memory is everybody's: half of what is left suffices."""
+        share = self.free // 2 if self.part.device.type == "cpu" else self.free * 9 // 10
+        return share // self.block_bytes
+
+    def blocks_within(self, fraction: float) -> int:
+        """The fraction covers what others hold of the device, weights and working memory."""
+        total = self.part.room.total
+        return max(int(total * fraction) - (total - self.free), 0) // self.block_bytes
+
+
+def smaller_formats(inventory: Inventory, dtype: torch.dtype, available: int) -> str:
+    """Formats in which the weights would take less than ``available`` bytes, for an error; empty
+    where there are none."""
+    count = sum(inventory.elements.values())
+    kept = inventory.packed_bytes + inventory.other_bytes
+    sizes = {name: int(count * bits / 8) + kept for name, bits in SMALLER.items()}
+    fitting = [
+        f"{name} ({_size(size)})"
+        for name, size in sizes.items()
+        if size < min(available, inventory.bytes_as(dtype))
+    ]
+    return f"weights as {', '.join(fitting)} (in_situ_quant, dtype)" if fitting else ""
 
 
 def _weights_do_not_fit(
@@ -179,14 +252,11 @@ def _weights_do_not_fit(
 def _cache_does_not_fit(
     request: CacheRequest,
     blocks: int,
-    block_bytes: int,
-    weights: int,
-    free: int,
+    share: _Share,
     planned: int,
-    device: torch.device,
-    room: Room,
 ) -> MemoryPlanError:
-    possible = free // block_bytes * request.block_size
+    part, room = share.part, share.part.room
+    possible = share.free // share.block_bytes * request.block_size
     sequences = possible // max(planned, 1)
     advice = [f"a cache of {possible} tokens (pa_ctxt_len={possible})"] if possible else []
     if sequences:
@@ -198,8 +268,9 @@ def _cache_does_not_fit(
         )
     advice.append("weights in a smaller format (in_situ_quant='Q8_0' or 'Q4K', or a GGUF file)")
     return MemoryPlanError(
-        f"the cache needs {_size(blocks * block_bytes)} for {blocks * request.block_size} tokens "
-        f"and the weights {_size(weights)}; {device} has {_size(room.available)} free of "
+        f"the cache needs {_size(blocks * share.block_bytes)} for {blocks * request.block_size} "
+        f"tokens and the weights {_size(part.weight_bytes)}; {part.device} has "
+        f"{_size(room.available)} free of "
         f"{_size(room.total)}. What would fit: {'; '.join(advice)}"
     )
 

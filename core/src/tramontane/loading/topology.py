@@ -225,7 +225,7 @@ def parse_device(text: str) -> torch.device | None:
     if match is None:
         return None
     if match[1] is not None:
-        return torch.device(match[1])
+        return torch.device("mps", 0) if match[1] == "mps" else torch.device("cpu")
     index = int(match[3] or match[4] or 0)
     return torch.device("mps" if match[2] == "metal" else match[2], index)
 

@@ -43,6 +43,7 @@ class Binder:
         dtype: of every floating parameter that is neither packed nor named in the ``FLOAT32`` of
             its module, where rounding would change decisions.
         device: where the weights will be.
+        device_of: name of a module → where its weights will be instead; None for ``device``.
         in_situ: packs weights once they are made; None keeps them as the file has them.
         steps: applied to each module that has weights of its own, in order.
         on_progress: told after each tensor.
@@ -56,6 +57,7 @@ class Binder:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        device_of: Callable[[str], torch.device] | None = None,
         in_situ: InSituPlan | None = None,
         steps: Sequence[Step] = (),
         on_progress: Progress | None = None,
@@ -65,6 +67,7 @@ class Binder:
         self._arrangement = arrangement
         self._dtype = dtype
         self._device = device
+        self._device_of = device_of
         self._in_situ = in_situ
         # Whether the tensor being made is packed afterwards, for which no dtype is better.
         self._as_stored = False
@@ -92,6 +95,8 @@ class Binder:
             own = _own_tensors(module)
             if not own:
                 continue
+            if self._device_of is not None:
+                self._device = self._device_of(name)
             prefix = f"{name}." if name else ""
             exact = getattr(module, "FLOAT32", ())
             values = {
@@ -179,6 +184,7 @@ class Binder:
         whole, left = self._wholes.pop(recipe.source, (None, len(recipe.sizes)))
         if whole is None:
             whole = self._make(recipe.source, meta)
+        whole = whole.to(self._device)  # made for a layer that may be elsewhere
         if left > 1:
             self._wholes[recipe.source] = whole, left - 1
         axis = recipe.axis

@@ -44,6 +44,7 @@ from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLine
 from tramontane.nn.rope import RopeParameters, read_rope_parameters
 from tramontane.nn.rotary import AdjacentRope, Rope, Rotary, rotary_from_config
 from tramontane.nn.ssm import Mamba2
+from tramontane.nn.transfer import install_transfers
 
 __all__ = [
     "ACTIVATIONS",
@@ -88,6 +89,7 @@ __all__ = [
     "check_type",
     "column_order",
     "expert_weights",
+    "install_transfers",
     "pack_bits",
     "read",
     "read_layer_types",

@@ -61,7 +61,8 @@ class Transfers:
 
         def hook(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
             self._batch, self._copies = None, {}
-            return moved(out, main)
+            result: Tensor = moved(out, main)
+            return result
 
         return hook
 

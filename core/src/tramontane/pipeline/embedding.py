@@ -20,6 +20,7 @@ from tramontane.loading.embedding import LoadedEmbedder, load_embedding
 from tramontane.loading.live_weights import in_situ_settings
 from tramontane.loading.loader import LoadRequest
 from tramontane.loading.selection import weight_files
+from tramontane.loading.topology import Topology
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.pipeline import PipelineOptions
 
@@ -64,6 +65,7 @@ class EmbeddingPipeline:
         """Bring up ``Which.Embedding``."""
         if not any(s.kind == cls.kind for s in options.plugins.specs("architectures")):
             raise options.plugins.missing("architectures", "EmbeddingGemma")
+        topology = None if which.topology is None else Topology.read(which.topology)
         request = LoadRequest(
             model_id=which.canonical_id,
             **weight_files(which),
@@ -72,7 +74,9 @@ class EmbeddingPipeline:
             dtype=which.dtype,
             token_source=options.token_source,
             cache_path=which.hf_cache_path,
-            in_situ=in_situ_settings(which, options),
+            in_situ=in_situ_settings(which, options, topology),
+            topology=topology,
+            device_layers=options.device_layers,
             reserve=options.reserve,
             plugins=options.plugins,
             on_progress=options.on_progress,
@@ -171,17 +175,18 @@ class EmbeddingPipeline:
                 raise EngineClosedError(f"{self.model_id} has been closed; load it again")
             batch = pack(texts, self._block_size, loaded.device)
             # Layers run one after another and nothing is read later: those of a kind share one.
-            stores: dict[CacheSpec, LayerCache] = {
-                spec: spec.allocate(
+            places = list(zip(self._specs, loaded.device_map.layers, strict=True))
+            stores: dict[tuple[CacheSpec, torch.device], LayerCache] = {
+                (spec, device): spec.allocate(
                     num_blocks=sum(-(-len(ids) // self._block_size) for ids in texts),
                     block_size=self._block_size,
                     num_seqs=len(texts),
                     dtype=loaded.dtype,
-                    device=loaded.device,
+                    device=device,
                 )
-                for spec in set(self._specs)
+                for spec, device in set(places)
             }
-            hidden = loaded.model(batch, [stores[spec] for spec in self._specs])
+            hidden = loaded.model(batch, [stores[place] for place in places])
             vectors: list[list[float]] = loaded.modules(hidden, batch.query_lens).tolist()
             self._num_texts += len(texts)
             self._num_tokens += batch.num_tokens

@@ -33,6 +33,7 @@ from tramontane.loading.live_weights import (
 from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
 from tramontane.loading.selection import saving, weight_files
+from tramontane.loading.topology import Topology
 from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
@@ -93,6 +94,7 @@ class TextPipeline:
             max_seqs=options.max_seqs,
             dtype=loaded.plan.cache_dtype,
             device=loaded.device,
+            layer_devices=loaded.device_map.layers,
         )
         self._engine = Engine(
             executor,
@@ -374,6 +376,7 @@ def _key_regime(config: Any, num_tokens: int) -> bytes:
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
     """What the loader needs to know of a ``Which`` variant and a runner's settings."""
     auto_map = which.auto_map_params
+    topology = None if which.topology is None else Topology.read(which.topology)
     cache = CacheRequest(
         context_len=options.context_len,
         cache_fraction=options.cache_fraction,
@@ -402,7 +405,9 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
         chat_template=options.chat_template,
         jinja_explicit=options.jinja_explicit,
         cache=cache,
-        in_situ=in_situ_settings(which, options),
+        in_situ=in_situ_settings(which, options, topology),
+        topology=topology,
+        device_layers=options.device_layers,
         reserve=options.reserve,
         plugins=options.plugins,
         on_progress=options.on_progress,

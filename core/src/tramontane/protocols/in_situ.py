@@ -55,6 +55,10 @@ class InSituPlan(Protocol):
         """Whether parameter ``name`` will be packed; it is then best given as it is stored."""
         ...
 
+    def nbytes(self, name: str) -> int | None:
+        """Bytes of parameter ``name`` once packed; None when it stays as it is."""
+        ...
+
     def pack(self, name: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
         """``weight`` as parameter ``name`` is to be kept: packed, or as it is. A weight that
         comes packed otherwise is de-quantized first."""

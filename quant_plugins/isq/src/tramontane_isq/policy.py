@@ -96,6 +96,10 @@ class IsqPlan:
         decision = self.decisions.get(name)
         return decision is not None and decision.type is not None
 
+    def nbytes(self, name: str) -> int | None:
+        decision = self.decisions.get(name)
+        return None if decision is None or decision.type is None else decision.packed_bytes
+
     def pack(self, name: str, weight: Tensor | PackedWeight) -> Tensor | PackedWeight:
         decision = self.decisions.get(name)
         if decision is None or decision.type is None:
