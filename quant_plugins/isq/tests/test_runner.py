@@ -112,3 +112,18 @@ def test_what_is_refused(wide: Path) -> None:
         Runner(Which.Plain(str(wide), organization="moqe"), in_situ_quant="Q4K")
     with pytest.raises((MissingPluginError, ValidationError)):
         Runner(Which.Plain(str(wide)), in_situ_quant="HQQ3")
+
+
+def test_weights_of_a_gguf_file_are_packed_anew(wide: Path, tmp_path: Path) -> None:
+    from tramontane_isq.command import quantize
+
+    quantize(str(wide), tmp_path / "q8.gguf", "Q8_0")
+    which = Which.GGUF(str(tmp_path), "q8.gguf")
+    with Runner(which) as runner:
+        before = runner._models.peek(None).live_weights._model.lm_head.packed.format
+    with Runner(which, in_situ_quant="Q4K") as runner:
+        model = runner._models.peek(None).live_weights._model
+        layer = model.model.layers[0]
+        assert layer.mlp.down_proj.packed.format == "gguf.q4_k"
+        assert (before, model.lm_head.packed.format) == ("gguf.q8_0", "gguf.q6_k")
+        assert text(runner)
