@@ -59,7 +59,8 @@ def weight_of(module: nn.Module) -> Value | None:
     """The weight of a linear, a stack of experts or an embedding, plain or packed."""
     if not any(isinstance(module, kinds) for kinds, _ in _TWINS):
         return None
-    value: Value = getattr(module, "packed", None) or module.weight
+    weights: Any = module
+    value: Value = getattr(weights, "packed", None) or weights.weight
     return value
 
 

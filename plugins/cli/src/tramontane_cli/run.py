@@ -64,6 +64,7 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Say how fast it was.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one answer as JSON.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, bf16, f16 or f32.")] = "auto",
+    isq: Annotated[str | None, typer.Option(help="Quantize while loading, e.g. to Q4K.")] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture, if not told by config.")] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Tokens of context.", min=1)] = None,
     chat_template: Annotated[
@@ -108,7 +109,12 @@ def run(
 
         model = default_model_id(plugin_manager())
     which = select(model, arch=arch, dtype=dtype, tok_model=tok_model)
-    settings = {"seed": seed, "chat_template": chat_template, "pa_ctxt_len": max_seq_len}
+    settings = {
+        "seed": seed,
+        "chat_template": chat_template,
+        "pa_ctxt_len": max_seq_len,
+        "in_situ_quant": isq,
+    }
     settings = {name: value for name, value in settings.items() if value is not None}
     runner = load(which, settings | ({} if desk is None else desk.settings()))
     try:

@@ -235,7 +235,8 @@ class _Reader:
             if name in values:
                 raise self.fail(f"{name} occurs twice")
             values[name.removesuffix(".weight")] = sums / calls if calls > 0 else sums
-        chunks, datasets = 0, ()
+        chunks = 0
+        datasets: tuple[str, ...] = ()
         if self.left >= 4:
             chunks = max(self.number("<i", "the number of chunks"), 0)
         if self.left >= 4:
