@@ -191,6 +191,7 @@ def stated(**changes):
         (STATE, stated(blocksize=True), "blocksize is True"),
         (STATE, stated(nested_blocksize=0), "nested_blocksize is 0"),
         (STATE, stated(nested_offset=float("nan")), "nested_offset is nan"),
+        (STATE, stated(nested_offset=10**400), "nested_offset is 1000"),
         (STATE, stated(nested_blocksize=None), "absmax is torch.uint8"),
     ],
 )

@@ -7,7 +7,10 @@ import warnings
 import pytest
 import torch
 
+from tramontane.loading.loader import LoadRequest, load_text
+from tramontane.nn import PackedLinear
 from tramontane_bitsandbytes.reader import BitsAndBytesReader
+from tramontane_testkit.models import tiny_llama
 
 
 class Tensors(dict):
@@ -82,3 +85,40 @@ def test_a_saved_module_multiplies_alike():
     view = BitsAndBytesReader().read_checkpoint(Tensors(stored), {"load_in_4bit": True})
     ours = x @ view.tensor("m.weight").dequantize().T
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.peer
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+        {"load_in_8bit": True},
+    ],
+    ids=["nf4", "fp4", "int8"],
+)
+def test_a_model_that_transformers_saved(tmp_path, asked):
+    bitsandbytes = package()
+    pytest.importorskip("accelerate", reason="accelerate is not installed")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain, path = tiny_llama(tmp_path / "plain", hidden_size=64), tmp_path / "packed"
+    config = BitsAndBytesConfig(**asked)
+    theirs = AutoModelForCausalLM.from_pretrained(
+        plain, quantization_config=config, device_map="cpu", dtype=torch.float32
+    )
+    theirs.save_pretrained(path)
+    for file in plain.glob("tokenizer*"):
+        (path / file.name).write_bytes(file.read_bytes())
+    ours = load_text(LoadRequest(model_id=str(path), dtype="f32")).model
+    packed = {n: m.packed for n, m in ours.named_modules() if isinstance(m, PackedLinear)}
+    assert len(packed) == 14
+    functional = bitsandbytes.functional
+    for name, weight in packed.items():
+        stored = theirs.get_submodule(name).weight
+        if "load_in_8bit" in asked:
+            expected = functional.int8_vectorwise_dequant(stored.data, stored.SCB)
+        else:
+            expected = functional.dequantize_4bit(stored.data, stored.quant_state).float()
+        torch.testing.assert_close(weight.dequantize(), expected, rtol=0, atol=1e-6)

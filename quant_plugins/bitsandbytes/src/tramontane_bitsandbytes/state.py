@@ -61,14 +61,14 @@ class QuantState:
             raise ValueError(f"shape is {shape!r}; rows and columns are expected")
         nested = state.get("nested_blocksize")
         offset = state.get("nested_offset", 0.0)
-        if not isinstance(offset, int | float) or not isfinite(offset):
+        if not isinstance(offset, float) or not isfinite(offset):
             raise ValueError(f"nested_offset is {offset!r}; a number is expected")
         return cls(
             kind=kind,
             block=_size("blocksize", state.get("blocksize")),
             shape=(rows, columns),
             nested_block=None if nested is None else _size("nested_blocksize", nested),
-            offset=float(offset),
+            offset=offset,
         )
 
 
