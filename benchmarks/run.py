@@ -92,6 +92,7 @@ def measure(worker: Worker, args: argparse.Namespace, ours: bool) -> dict[str, f
     for count in args.sequences:
         got = worker.run(prompt=128, decode=args.decode, sequences=count)
         figures[f"decode {count} seq."] = got["decode"]
+        figures[f"total {count} seq."] = got["total"]
     if ours:
         worker.run(prompt=1000, decode=1, sequences=1)
         again = worker.run(prompt=1000, decode=1, sequences=1, cached=True)

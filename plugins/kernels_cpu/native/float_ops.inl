@@ -344,14 +344,22 @@ inline void dots(const typename Stored<KV>::T* w, int64_t cols, const float* x, 
   using S = Stored<KV>;
   vf acc[R][T] = {};
   int64_t i = 0;
-  for (; i + N <= cols; i += N) {
+  const auto step = [&]() __attribute__((always_inline)) {
     vf rows[R];
     for (int r = 0; r < R; r++) rows[r] = S::vec(w + r * cols + i);
     for (int t = 0; t < T; t++) {
       const vf v = load(x + t * x_stride + i);
       for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
     }
+    i += N;
+  };
+  constexpr int line = 64 / sizeof(typename S::T);
+  while (i + line <= cols) {
+    if constexpr (T == 1)  // a row is no longer than a page or two, so the processor sees no stream
+      for (int r = 0; r < R; r++) __builtin_prefetch(w + (R + r) * cols + i);
+    for (int n = 0; n < line / N; n++) step();
   }
+  while (i + N <= cols) step();
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) {
       float sum = total(acc[r][t]);

@@ -98,13 +98,8 @@ inline void panel_times(const Isa& isa, const Linear& w, const Activations& x, i
   }
 }
 
-// Tokens whose activations stay in the second-level cache.
-int64_t token_block(const Isa& isa, int64_t T, int64_t K) {
-  int64_t n = (int64_t(192) << 10) / (K * (isa.wide ? 2 : 1));
-  n = n / isa.tile * isa.tile;
-  if (n < 2 * isa.tile) n = 2 * isa.tile;
-  return n < T ? n : T;
-}
+// Tokens that go through a few panels together: their activations stay in the first-level cache.
+int64_t token_block(const Isa& isa, int64_t T) { return T < isa.tile ? T : isa.tile; }
 
 int64_t panels_of(const Isa& isa, const Linear& w) { return (w.rows + isa.lanes - 1) / isa.lanes; }
 
@@ -113,7 +108,7 @@ int64_t panels_at_once(int64_t T) { return T >= 32 ? 8 : 4; }
 }  // namespace
 
 void multiply(const Isa& isa, const Product* jobs, int count, const Activations& x, int64_t T) {
-  const int64_t step = token_block(isa, T, x.cols), group = panels_at_once(T);
+  const int64_t step = token_block(isa, T), group = panels_at_once(T);
   int64_t total = 0;
   for (int j = 0; j < count; j++) total += (panels_of(isa, *jobs[j].w) + group - 1) / group;
 #pragma omp for schedule(dynamic, 1)
@@ -143,7 +138,7 @@ void multiply(const Isa& isa, const Product* jobs, int count, const Activations&
 
 void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int act, float* out,
                     int64_t stride, const Activations& x, int64_t T) {
-  const int64_t step = token_block(isa, T, x.cols), group = panels_at_once(T);
+  const int64_t step = token_block(isa, T), group = panels_at_once(T);
   const int64_t panels = panels_of(isa, gate);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t first = 0; first < panels; first += group) {

@@ -215,3 +215,22 @@ def test_without_the_library_the_reference_is_bound_and_says_why(
     assert bound is reference.packed_linear
     refusals = [c.refusal for c in dispatch.candidates("packed_linear", cpu)]
     assert "the native library was not built" in refusals
+
+
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 32), (17, 100), (40, 768)])
+def test_plain_floats_are_read_where_they_lie(name: str, shape: tuple[int, int]) -> None:
+    rows, cols = shape
+    values = torch.randn(rows, cols, generator=torch.Generator().manual_seed(6))
+    dtype = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[name]
+    blocks = values.to(dtype).view(torch.uint8).view(-1)
+    weight = GgmlWeight.from_name(blocks, name, shape)
+    packed = prepare(weight)
+    assert packed.data.data_ptr() == blocks.data_ptr()
+    x = torch.randn(130, cols, generator=torch.Generator().manual_seed(7))
+    want = exact(x, weight)
+    for tokens in (1, 2, 4, 5, 9, 33, 130):
+        got = packed_linear(x[:tokens], packed)
+        assert (got - want[:tokens]).abs().max() <= 1e-6 * cols**0.5 * want.abs().max()
+    alone = torch.cat([packed_linear(row[None], packed) for row in x[:33]])
+    assert torch.equal(packed_linear(x[:33], packed), alone)

@@ -38,6 +38,7 @@ from tramontane_kernels_cpu.attention import (
     sequences_record,
 )
 from tramontane_kernels_cpu.library import check, native, threads, why_not
+from tramontane_kernels_cpu.linear import MANY_ROWS
 from tramontane_kernels_cpu.weights import NativeWeight
 
 Whole = Callable[..., Tensor | None]
@@ -81,6 +82,8 @@ class _Bound:
         block: its record.
         kept: what the record points to.
         attention: its attention, or None.
+        sinks: in float32.
+        most_rows: rows of activations above which its parts are faster one by one.
         records: of each cache that it has met, by identity; a cache lives as long as the engine.
     """
 
@@ -88,6 +91,7 @@ class _Bound:
     kept: list[Any]
     attention: SelfAttention | None = None
     sinks: Tensor | None = None
+    most_rows: int = LONG_PROMPT
     records: dict[int, tuple[PagedKV, AttentionRecord]] = field(factory=dict)
 
 
@@ -174,6 +178,8 @@ def _add_linears(
     for name, operand in zip(names, operands, strict=True):
         setattr(bound.block, name, operand.address)
     bound.kept += operands
+    if any(operand.dense is not None for operand in operands):
+        bound.most_rows = MANY_ROWS
     return True
 
 
@@ -196,7 +202,7 @@ def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 def _attention_forward(
     bound: _Bound, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: Any
 ) -> Tensor | None:
-    if max(batch.query_lens) >= LONG_PROMPT or h.dtype != torch.float32:
+    if h.dtype != torch.float32 or batch.num_tokens >= bound.most_rows:
         return None
     step = _step_of(batch, rope)
     found = bound.records.get(id(cache))
@@ -218,10 +224,11 @@ def _attention_forward(
 
 
 def _mlp_forward(bound: _Bound, x: Tensor) -> Tensor | None:
-    if x.dtype != torch.float32:
+    rows = x.numel() // x.shape[-1]
+    if x.dtype != torch.float32 or rows >= bound.most_rows:
         return None
     step = _Step()
-    step.T = x.numel() // x.shape[-1]
+    step.T = rows
     return _call(bound, None, step, x)
 
 

@@ -11,6 +11,11 @@ from tramontane.protocols import PackedWeight
 from tramontane_kernels_cpu.library import check, native, threads, why_not
 from tramontane_kernels_cpu.weights import TYPES, NativeWeight, repack
 
+MANY_ROWS = 96
+"""Rows of activations from which torch's product with weights that are plain floats is faster."""
+
+_SLICE = 1 << 21  # numbers of a weight in float32 at once
+
 
 def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``, activations rounded to int8 with a scale every 32 columns (256 for
@@ -27,6 +32,9 @@ def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -
     rows, cols = weight.shape
     h = x.reshape(-1, cols).to(torch.float32).contiguous()
     out = torch.empty(h.shape[0], rows)
+    if weight.dense is not None and h.shape[0] >= MANY_ROWS:
+        _through_torch(h, weight.dense, out)
+        return (out if bias is None else out + bias).to(x.dtype).view(*x.shape[:-1], rows)
     library = native()
     assert library is not None
     check(
@@ -37,6 +45,14 @@ def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -
     if bias is not None:
         out += bias
     return out.to(x.dtype).view(*x.shape[:-1], rows)
+
+
+def _through_torch(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """``out = x @ weight.T``, the weight in float32 a slice of rows at a time."""
+    step = max(1, _SLICE // weight.shape[1])
+    for start in range(0, weight.shape[0], step):
+        part = weight[start : start + step].float()
+        torch.mm(x, part.T, out=out[:, start : start + step])
 
 
 def supports(**facts: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,7 +13,17 @@ from tramontane.errors import CheckpointError
 from tramontane.protocols import PackedWeight
 from tramontane_kernels_cpu.library import check, native, threads
 
+PLAIN = {
+    "gguf.f32": (0, torch.float32),
+    "gguf.f16": (1, torch.float16),
+    "gguf.bf16": (30, torch.bfloat16),
+    "plain.f16": (1, torch.float16),
+    "plain.bf16": (30, torch.bfloat16),
+}
+"""Formats that are arrays of floats, which the kernels read where they lie."""
+
 TYPES = {
+    **{name: number for name, (number, _) in PLAIN.items()},
     "gguf.q4_0": 2,
     "gguf.q4_1": 3,
     "gguf.q5_0": 6,
@@ -48,12 +59,15 @@ class LinearRecord(ctypes.Structure):
 
 
 class NativeWeight:
-    """A matrix in the panels of the instruction set in use.
+    """A matrix as the instruction set in use takes it.
 
     Attributes:
         shape: (out, in).
-        data: the panels; no larger than the original but for rounding up of rows.
-        super_columns: columns under one float scale, 32 or 256.
+        data: panels, no larger than the original but for rounding up of rows; plain floats as they
+            are.
+        super_columns: columns that activations are rounded under one scale with: 32 or 256, or 0
+            where they are not rounded.
+        dense: [out, in] where the weight is plain floats, else None.
         address: of the C record, for calls.
     """
 
@@ -65,20 +79,15 @@ class NativeWeight:
             raise ValueError(f"a stack of {experts} matrices is no linear weight")
         kind = TYPES[weight.format]
         blocks: Tensor = weight.blocks.contiguous()  # type: ignore[attr-defined]
-        size = library.calls.tmk_packed_bytes(kind, rows, cols)
-        check(size)
         self.shape = (rows, cols)
-        self.super_columns = 256 if kind in _K_QUANTS else 32
-        self.data = _aligned(size)
-        status = library.calls.tmk_pack(
-            kind, rows, cols, blocks.data_ptr(), self.data.data_ptr(), threads()
-        )
-        if status == -3:
-            raise CheckpointError(
-                f"a weight of type {weight.format} and shape {list(weight.shape)} has a block "
-                f"whose scale is not a finite number; the file is damaged"
-            )
-        check(status)
+        self.dense: Tensor | None = None
+        if weight.format in PLAIN:
+            self.super_columns = 0
+            self.data = blocks
+            self.dense = blocks.view(PLAIN[weight.format][1]).view(rows, cols)
+        else:
+            self.super_columns = 256 if kind in _K_QUANTS else 32
+            self.data = _panels(library.calls, kind, blocks, weight)
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self._record = LinearRecord(
             kind,
@@ -94,7 +103,7 @@ class NativeWeight:
         """The same panels with a bias."""
         twin = object.__new__(NativeWeight)
         twin.shape, twin.data = self.shape, self.data
-        twin.super_columns = self.super_columns
+        twin.super_columns, twin.dense = self.super_columns, self.dense
         twin.bias = bias.detach().float().contiguous()
         record = LinearRecord()
         ctypes.pointer(record)[0] = self._record
@@ -116,9 +125,24 @@ def repack(weight: PackedWeight) -> NativeWeight:
         _packed[weight] = NativeWeight(weight)
         # What was read from a file need not stay in memory beside its panels.
         release = getattr(weight, "release", None)
-        if release is not None:
+        if release is not None and _packed[weight].dense is None:
             release()
     return _packed[weight]
+
+
+def _panels(calls: Any, kind: int, blocks: Tensor, weight: PackedWeight) -> Tensor:
+    *_, rows, cols = weight.shape
+    size = calls.tmk_packed_bytes(kind, rows, cols)
+    check(size)
+    data = _aligned(size)
+    status = calls.tmk_pack(kind, rows, cols, blocks.data_ptr(), data.data_ptr(), threads())
+    if status == -3:
+        raise CheckpointError(
+            f"a weight of type {weight.format} and shape {list(weight.shape)} has a block "
+            f"whose scale is not a finite number; the file is damaged"
+        )
+    check(status)
+    return data
 
 
 def _aligned(size: int) -> Tensor:
