@@ -211,6 +211,7 @@ def test_parts_of_4_bits_that_do_not_fit(part, value, match):
         ("m.weight", None, "but not 'm.weight'"),
         ("m.SCB", None, "without 'm.SCB'"),
         ("m.weight", torch.ones(16, 64), "no matrix of int8"),
+        ("m.weight", torch.ones(16, 0, dtype=torch.int8), "rows of 0 bytes"),
         ("m.SCB", torch.ones(15), r"SCB is .*\[15]"),
         ("m.SCB", torch.ones(16, dtype=torch.int8), "SCB is torch.int8"),
         ("m.weight_format", torch.tensor(1, dtype=torch.uint8), "weight_format is"),

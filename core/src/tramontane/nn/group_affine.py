@@ -114,7 +114,7 @@ class GroupAffineWeight(PackedWeight):
         _period(bits)
         columns, rest = divmod(codes.shape[-1] * 8, bits)
         groups = scales.shape[-1]
-        if codes.dtype is not torch.uint8 or rest or not groups or columns % groups:
+        if codes.dtype is not torch.uint8 or rest or not groups or not columns or columns % groups:
             raise ValueError(
                 f"{codes.dtype} codes of {bits} bits in rows of {codes.shape[-1]} bytes do not "
                 f"make {groups} equal groups"
