@@ -5,6 +5,7 @@
 #   make test             the fast tests; P=plugins/cli for one folder, ARGS="-k name -x" for pytest
 #   make test-all         every test, the slow ones too
 #   make check            formatting, lint, types, one-way imports
+#   make check-native     the CPU kernels' tests under address and undefined-behaviour sanitizers
 #   make docs             write docs/models.md, run every sample of the documentation, check links
 #   make bench            measure speed on this machine
 #   make clean            remove what the above have made
@@ -24,7 +25,7 @@ PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproj
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install demo test test-all check docs bench clean
+.PHONY: install demo test test-all check check-native docs bench clean
 
 install: $(STAMP)
 
@@ -56,6 +57,15 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+SANITIZED := plugins/kernels_cpu/build/sanitized
+check-native: $(STAMP)
+	cd plugins/kernels_cpu && TRAMONTANE_NATIVE_SANITIZE=1 $(abspath $(BIN))/python setup.py -q \
+		build_ext --build-lib build/sanitized --build-temp build/sanitized/objects
+	TRAMONTANE_CPU_LIBRARY=$$(echo $(abspath $(SANITIZED))/tramontane_kernels_cpu/_native*.so) \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/pytest plugins/kernels_cpu \
+		-q -x -p no:cacheprovider -k "not instruction_sets and not memory_twice" $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python docs/write_models.py

@@ -6,6 +6,7 @@ tramontane runs through torch.
 
 from __future__ import annotations
 
+import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,6 +38,9 @@ SOURCES: dict[str, list[str]] = {
 if X86:
     SOURCES["native/isa_avx2.cpp"] = ["-O3", *AVX2]
     SOURCES["native/isa_avx512.cpp"] = ["-O3", *AVX2, *AVX512, "-mprefer-vector-width=512"]
+# For `make check-native`: the same code, stopping at the first fault.
+SANITIZED = bool(os.environ.get("TRAMONTANE_NATIVE_SANITIZE"))
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
 HEADERS = sorted(
     str(path)
     for kind in ("*.h", "*.inl")
@@ -61,7 +65,7 @@ class BuildNative(build_ext):
                 [source],
                 output_dir=self.build_temp,
                 macros=macros,
-                extra_postargs=[*FLAGS, *SOURCES[source]],
+                extra_postargs=[*FLAGS, *SOURCES[source], *(SANITIZERS if SANITIZED else [])],
                 depends=HEADERS,
             )
             return objects
@@ -70,8 +74,9 @@ class BuildNative(build_ext):
             objects = [name for part in pool.map(compiled, ext.sources) for name in part]
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
+        flags = ["-fopenmp", *(SANITIZERS[:1] if SANITIZED else [])]
         self.compiler.link_shared_object(
-            objects, str(target), extra_postargs=["-fopenmp"], target_lang="c++"
+            objects, str(target), extra_postargs=flags, target_lang="c++"
         )
 
     def get_outputs(self) -> list[str]:

@@ -35,11 +35,13 @@ class Candidate:
         name: of its spec; ``reference`` for core's own.
         priority: the highest usable one is bound.
         refusal: None when it is usable.
+        variant: which of its forms runs here and why, in its own words; None where it has but one.
     """
 
     name: str
     priority: int
     refusal: str | None = None
+    variant: str | None = None
 
     def __str__(self) -> str:
         return self.name if self.refusal is None else f"{self.name} (not used: {self.refusal})"
@@ -65,7 +67,8 @@ def bind(op: str, device: torch.device, **facts: Any) -> Operator:
 
     A kernel's target is a callable with the signature of the reference. It may carry an attribute
     ``supports(**facts) -> bool``, called with everything in ``facts``; ``prepare(weight)``, see
-    `prepare`; and ``why_not() -> str | None``, which says why it cannot run on this machine at all.
+    `prepare`; ``why_not() -> str | None``, which says why it cannot run on this machine at all; and
+    ``variant() -> str``, which says which of its forms does.
 
     Args:
         op: a key of `tramontane.kernels.reference.OPERATORS`.
@@ -141,7 +144,11 @@ def choices() -> list[Choice]:
 def candidates(op: str, device: torch.device) -> list[Candidate]:
     """Every implementation of ``op``, best first, with the reason why one cannot run here."""
     specs = [spec for spec in plugin_manager().specs("kernels") if spec.op == op]
-    found = [Candidate(s.name, s.priority, _resolved(s, device)[0]) for s in specs]
+    found = []
+    for spec in specs:
+        refusal, operator = _resolved(spec, device)
+        tell = getattr(operator, "variant", None)
+        found.append(Candidate(spec.name, spec.priority, refusal, tell and tell()))
     found.sort(key=lambda c: -c.priority)
     return [*found, Candidate("reference", 0)]
 

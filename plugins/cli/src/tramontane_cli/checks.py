@@ -169,7 +169,8 @@ def kernels() -> Iterator[Finding]:
         first, *rest = dispatch.candidates(op, torch.device("cpu"))
         used = next(c for c in (first, *rest) if c.refusal is None)
         reasons = "; ".join(f"not {c.name}: {c.refusal}" for c in (first, *rest) if c.refusal)
-        found = f"{op} through {used.name}" + (f" ({reasons})" if reasons else "")
+        variant = f", {used.variant}" if used.variant else ""
+        found = f"{op} through {used.name}{variant}" + (f" ({reasons})" if reasons else "")
         yield Finding("kernels", "ok", found)
 
 

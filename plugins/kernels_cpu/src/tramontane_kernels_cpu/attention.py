@@ -16,7 +16,7 @@ from torch import Tensor
 from tramontane.kernels import reference
 from tramontane.kernels.reference import PagedStorage
 from tramontane.protocols import ForwardBatch
-from tramontane_kernels_cpu.library import check, native, threads, why_not
+from tramontane_kernels_cpu.library import check, native, threads, variant, why_not
 
 KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -137,4 +137,5 @@ def supports(**facts: Any) -> bool:
 
 
 paged_attention.why_not = why_not  # type: ignore[attr-defined]
+paged_attention.variant = variant  # type: ignore[attr-defined]
 paged_attention.supports = supports  # type: ignore[attr-defined]

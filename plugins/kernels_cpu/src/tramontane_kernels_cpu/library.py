@@ -18,6 +18,9 @@ ENVIRONMENT = "TRAMONTANE_CPU_ISA"
 """``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best of the
 first two: the third has been compiled, but not yet run on a processor that has it."""
 
+LIBRARY = "TRAMONTANE_CPU_LIBRARY"
+"""Path of a library to load in place of the installed one, as ``make check-native`` does."""
+
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
 _VERSION = 2
@@ -59,6 +62,19 @@ def why_not() -> str | None:
     return found if isinstance(found, str) else None
 
 
+def variant() -> str | None:
+    """The instruction set in use, and why that one."""
+    used = native()
+    if used is None:
+        return None
+    asked = os.environ.get(ENVIRONMENT, "auto").lower()
+    if asked != "auto":
+        return f"{used.isa} by {ENVIRONMENT}"
+    if used.isa == "portable":
+        return "portable code, as this processor lacks AVX2 with FMA and F16C"
+    return f"{used.isa}, the best this processor has; AVX-512 only by {ENVIRONMENT}=avx512"
+
+
 def check(status: int) -> None:
     """Turn a negative result into an error; those are faults of ours, or memory."""
     if status >= 0:
@@ -76,7 +92,8 @@ def _load() -> Native | str:
         raise ConfigError(f"{ENVIRONMENT} is {asked!r}; use one of {', '.join(ISAS)}")
     folder = Path(__file__).parent
     names = [f"_native{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
-    path = next((folder / name for name in names if (folder / name).exists()), None)
+    found = [folder / name for name in names if (folder / name).exists()]
+    path = Path(os.environ[LIBRARY]) if LIBRARY in os.environ else next(iter(found), None)
     if path is None:
         return (
             "the native library was not built; install a C++ compiler (g++ or clang with OpenMP) "

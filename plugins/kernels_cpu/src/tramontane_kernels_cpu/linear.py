@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tramontane.protocols import PackedWeight
-from tramontane_kernels_cpu.library import check, native, threads, why_not
+from tramontane_kernels_cpu.library import check, native, threads, variant, why_not
 from tramontane_kernels_cpu.weights import TYPES, NativeWeight, repack
 
 MANY_ROWS = 96
@@ -64,5 +64,6 @@ def prepare(weight: PackedWeight) -> NativeWeight:
 
 
 packed_linear.why_not = why_not  # type: ignore[attr-defined]
+packed_linear.variant = variant  # type: ignore[attr-defined]
 packed_linear.supports = supports  # type: ignore[attr-defined]
 packed_linear.prepare = prepare  # type: ignore[attr-defined]
