@@ -260,7 +260,7 @@ def test_arch_dtype_and_tokenizer_json(qwen_dir: Path, gemma_dir: Path, tmp_path
 
 
 def test_a_topology_that_is_not_there(qwen_dir: Path) -> None:
-    with pytest.raises(ConfigError, match="topology topology.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"topology topology\.yaml cannot be read"):
         Runner(which=Which.Embedding(str(qwen_dir), topology="topology.yaml"))
 
 
