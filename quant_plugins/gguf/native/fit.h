@@ -174,7 +174,8 @@ struct Integers {
   V operator()(V x) const { return clamp(nearest(x), low, high); }
 };
 
-constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                             1,    13,   25,  38,  53,  69,  89,  113};
 
 struct Iq4Values {
 #ifdef __AVX2__
@@ -219,7 +220,8 @@ inline float fit_scales(const float* values, const float* weights, int count, in
   float best = 0.f, gain = -1.f;
   for (int k = 0; k < 3; k++) {
     V steps;
-    for (int lane = 0; lane < kLanes; lane++) steps[lane] = float(end) + 0.1f * float(kLanes * k + lane - 11);
+    for (int lane = 0; lane < kLanes; lane++)
+      steps[lane] = float(end) + 0.1f * float(kLanes * k + lane - 11);
     V inverse = steps / all(largest), qq, xq;
     for (int round = 0; round < 2; round++) {
       qq = xq = all(0.f);
