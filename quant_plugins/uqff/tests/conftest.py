@@ -14,10 +14,18 @@ from tramontane_testkit.models import tiny_llama
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
 """Multiples of every block."""
 
+NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4}
+"""Multiples of all blocks but those of k-quants."""
 
-@pytest.fixture
-def wide(tmp_path: Path) -> Path:
-    return tiny_llama(tmp_path / "wide", **WIDE)
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("uqff") / "wide", **WIDE)
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("uqff") / "narrow", **NARROW)
 
 
 @pytest.fixture

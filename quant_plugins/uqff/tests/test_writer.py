@@ -34,10 +34,11 @@ def bound_of(directory: Path, type_name: str) -> BoundModel:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_what_was_written_says_the_same(
-    kind: str, wide: Path, tmp_path: Path, continued: Callable[..., str]
+    kind: str, wide: Path, narrow: Path, tmp_path: Path, continued: Callable[..., str]
 ) -> None:
     out = tmp_path / "out"
-    said = continued(wide, kind, write_uqff=str(out / f"{kind}.uqff"))
+    model = wide if kind == "Q4K" else narrow
+    said = continued(model, kind, write_uqff=str(out / f"{kind}.uqff"))
     assert continued(out, from_uqff=f"{kind}-0.uqff") == said
     assert continued(out, from_uqff=kind.lower()) == said  # by its report
     report = json.loads((out / "uqff_report.json").read_text())
@@ -151,7 +152,7 @@ def test_several_types_of_one_model_share_a_directory(
     assert [continued(out, from_uqff=n) for n in ("4", "8")] == said
     other = save_hf(hf_model("LlamaForCausalLM", seed=7, **WIDE), tmp_path / "other")
     with pytest.raises(ValidationError, match="directory of its own"):
-        continued(other, "AFQ4", write_uqff=str(out / "afq4.uqff"))
+        continued(other, "Q4_0", write_uqff=str(out / "q4_0.uqff"))
     assert [continued(out, from_uqff=n) for n in ("4", "8")] == said
 
 

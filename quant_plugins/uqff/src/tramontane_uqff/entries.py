@@ -109,7 +109,7 @@ class Entries:
                     f"{self._place(name)} is {number}, which is no format of a weight; known are "
                     f"{known}"
                 )
-            yield name.removesuffix(_FORMAT), Kind(number)
+            yield name.removesuffix(_FORMAT), Kind(int(number))
 
     def _check_complete(self) -> None:
         """Every part there, and nothing else."""

@@ -35,7 +35,7 @@ def layer_names(config: Mapping[str, Any], count: int, *, prefix: str, where: st
         UnsupportedError: the order is not known for this architecture.
         CheckpointError: the count fits none of the ways to store it.
     """
-    architecture = next(iter(config.get("architectures") or ()), None)
+    architecture = str(next(iter(config.get("architectures") or ()), None))
     layers = config.get("num_hidden_layers")
     if type(layers) is not int or not 0 < layers <= count:
         raise CheckpointError(

@@ -1,0 +1,111 @@
+"""mistral.rs itself: what it writes loads here, what is written here loads there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tramontane import Runner, Which
+from tramontane_testkit.data import data_path
+
+from .test_mistralrs_files import NEAR, follow  # noqa: TID252
+
+PACKAGE = "mistralrs==0.9.5"
+PROMPT = "Once upon a time, "
+LENGTH = 40
+
+SCRIPT = """
+import json, sys
+import mistralrs
+model, key, value, prompt, length = sys.argv[1:6]
+which = mistralrs.Which.Plain(
+    model_id=model, arch=mistralrs.Architecture.Llama, dtype=mistralrs.ModelDType.F32,
+    **{key: value},
+)
+isq = {"in_situ_quant": sys.argv[6]} if len(sys.argv) > 6 else {}
+runner = mistralrs.Runner(which=which, no_paged_attn=True, **isq)
+request = mistralrs.CompletionRequest(
+    prompt=prompt, model="default", max_tokens=int(length), temperature=0.0
+)
+print("\\n" + json.dumps(runner.send_completion_request(request).choices[0].text))
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.peer, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with mistral.rs and nothing else. TRAMONTANE_MISTRALRS_PYTHON names the
+    interpreter of one that exists."""
+    named = os.environ.get("TRAMONTANE_MISTRALRS_PYTHON")
+    if named:
+        return Path(named)
+    home = tmp_path_factory.mktemp("mistralrs")
+    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+    interpreter = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    install = [str(interpreter), "-m", "pip", "install", "-q", "--only-binary=:all:", PACKAGE]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{PACKAGE} cannot be installed here: {done.stderr[-300:]}")
+    return interpreter
+
+
+def theirs(python: Path, directory: Path, key: str, value: str, *isq: str) -> str:
+    """What mistral.rs says."""
+    arguments = [str(directory), key, value, PROMPT, str(LENGTH), *isq]
+    done = subprocess.run(
+        [str(python), "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    text: str = json.loads(done.stdout.strip().splitlines()[-1])
+    return text
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A trained model, and one of 256 columns made from it for k-quants: each embedding twice
+    side by side would teach nothing new, so the rest is padded with zeros."""
+    source = data_path("models", "tinystories-656k")
+    folder = tmp_path_factory.mktemp("models") / "stories"
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    folder.chmod(0o755)
+    tensors = load_file(source / "model.safetensors")
+    # mistral.rs reads no head in place of a tied embedding.
+    tensors["model.embed_tokens.weight"] = tensors["lm_head.weight"].clone()
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    wide = data_path("uqff", "gen1", "Q4K")
+    return {"stories": folder, "wide": wide}
+
+
+def agree(directory: Path, files: str, said: str, *, exact: bool) -> None:
+    """Read the file here and walk along what mistral.rs said."""
+    # mistral.rs puts the BOS token before a text as we do.
+    with Runner(Which.Plain(str(directory), from_uqff=files, dtype="F32")) as runner:
+        gaps = follow(runner, PROMPT, said)
+    assert not gaps if exact else all(gap < NEAR for gap in gaps)
+    assert len(gaps) <= 3
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "AFQ4", "HQQ8", "FP8"])
+def test_both_ways(kind: str, python: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    model = models["stories"]
+    exact = kind != "Q8_0"  # there mistral.rs rounds activations to 8 bits
+    there = tmp_path / "theirs"
+    said = theirs(python, model, "write_uqff", str(there / "x.uqff"), kind)
+    agree(there, "x-0.uqff", theirs(python, there, "from_uqff", "x-0.uqff"), exact=exact)
+    assert said
+    here = tmp_path / "ours"
+    which = Which.Plain(str(model), write_uqff=str(here / "x.uqff"), dtype="F32")
+    Runner(which, in_situ_quant=kind).close()
+    agree(here, "x-0.uqff", theirs(python, here, "from_uqff", "x-0.uqff"), exact=exact)
