@@ -45,7 +45,8 @@ class Runner(ManyModels):
         speculative_gamma, which_draft: speculative decoding.
         chat_template: a ``.jinja`` or ``.json`` file, or the template itself.
         jinja_explicit: a ``.jinja`` file that overrides every other template.
-        num_device_layers: manual device map, ``["0:16", "1:8"]``.
+        num_device_layers: layers for each accelerator, ``["0:16", "1:8"]``, ``"0:16;1:8"`` or a
+            count for the first; the rest runs on the CPU. None to place them by memory.
         in_situ_quant: quantize while loading, e.g. ``"Q4K"``.
         anymoe_config: turn a dense model into a mixture of experts.
         pa_gpu_mem: memory for the KV cache, in MB.
@@ -96,7 +97,7 @@ class Runner(ManyModels):
         which_draft: Any = None,
         chat_template: str | None = None,
         jinja_explicit: str | None = None,
-        num_device_layers: Sequence[str] | None = None,
+        num_device_layers: Sequence[str] | str | int | None = None,
         in_situ_quant: str | None = None,
         anymoe_config: Any = None,
         pa_gpu_mem: int | None = None,

@@ -74,6 +74,11 @@ class DeviceMap:
         """Whether there is more than one."""
         return len(self.devices) > 1
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of layers on each device in use."""
+        return {str(device): len(self.layers_on(device)) for device in self.devices}
+
     def layers_on(self, device: torch.device) -> list[int]:
         """Indices of the layers that are there."""
         return [i for i, where in enumerate(self.layers) if where == device]
@@ -155,6 +160,8 @@ def count_layers(
     """
     layers: list[torch.device] = []
     for index, count in counts:
+        if not count:
+            continue
         if index >= len(accelerators):
             there = ", ".join(map(str, accelerators)) or "none"
             raise ConfigError(

@@ -84,6 +84,7 @@ class TextPipeline:
             "architecture": loaded.architecture.name,
             "weight_bytes": loaded.plan.weight_bytes,
             "cache_bytes": loaded.plan.cache_bytes,
+            "devices": loaded.device_map.counts,
         }
         self.live_weights = LiveWeights(loaded, options.plugins)
         executor = LocalExecutor(
