@@ -9,8 +9,9 @@ import torch
 from typer.testing import CliRunner
 
 from tramontane.errors import CheckpointError, ConfigError, MissingPluginError, ValidationError
-from tramontane_isq.command import Bar, quantize
-from tramontane_isq.imatrix import write_cimatrix
+from tramontane.hooks import plugin_manager
+from tramontane_isq.command import Bar, calibrate, quantize
+from tramontane_isq.imatrix import gguf_names, read_imatrix, write_cimatrix
 from tramontane_testkit.models import tiny_llama
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4}
@@ -70,6 +71,22 @@ def test_what_is_refused(wide: Path, tmp_path: Path) -> None:
         quantize(str(wide), target, "Q4_K_S", imatrix=matrix, force=True)
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir() if "part" in p.name] == []
+
+
+def test_statistics_are_written_in_both_forms(wide: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The quick brown fox. " * 8, "utf-8")
+    files = [tmp_path / "m.cimatrix", tmp_path / "m.gguf"]
+    for file in files:
+        calibrate(str(wide), file, tmp_path / "text.txt")
+    ours, theirs = (read_imatrix(file, plugin_manager()).values for file in files)
+    assert len(ours) == len(theirs) == 15
+    for name, values in ours.items():
+        assert torch.allclose(theirs[gguf_names(name)[0]], values)
+    quantize(str(wide), tmp_path / "out.gguf", "Q3_K_M", imatrix=files[1])
+    with pytest.raises(ValidationError, match="--force"):
+        calibrate(str(wide), files[0], tmp_path / "text.txt")
+    with pytest.raises(ValidationError, match=r"must end in \.cimatrix or \.gguf"):
+        calibrate(str(wide), tmp_path / "m.dat", tmp_path / "text.txt")
 
 
 def test_the_bar_is_for_people(

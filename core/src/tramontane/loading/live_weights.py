@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
+from torch import Tensor
 
 from tramontane.errors import SourceError, ValidationError
 from tramontane.hooks import PluginManager
@@ -85,6 +87,10 @@ class LiveWeights:
             "modules": len(rows),
             "unseen": sum(not seen for seen in rows.values()),
         }
+
+    def statistics(self) -> Mapping[str, Tensor]:
+        """What has been seen so far: module name → importances; empty when nothing is watched."""
+        return {} if self._calibration is None else self._calibration.importance()
 
     def apply_calibration(self, settings: InSituSettings) -> int:
         """Stop watching, and quantize by what was seen.

@@ -1,4 +1,4 @@
-"""``tramontane quantize``: a model written to a file in another type."""
+"""``tramontane quantize`` and ``calibrate``: a model, or what its quantizing goes by, to a file."""
 
 from __future__ import annotations
 
@@ -68,6 +68,40 @@ def quantize(
         writer.write(stored, output, type_name, on_progress=bar, **options)
     bar.end()
     typer.echo(f"{first}: {first.stat().st_size / 2**20:.1f} MiB", err=True)
+
+
+def calibrate(
+    model: Annotated[str, typer.Option("--model", "-m", help="Directory or hub id of the model.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .cimatrix or .gguf file.")],
+    text: Annotated[Path, typer.Option("--text", help="What the model reads, UTF-8.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+) -> None:
+    """Let a model read a text, and write the importance of its columns to a file."""
+    if output.suffix.lower() not in (".cimatrix", ".gguf"):
+        raise ValidationError(f"{output} must end in .cimatrix or .gguf, which says its form")
+    if output.exists() and not force:
+        raise ValidationError(f"{output} exists already; give --force to replace it")
+    if not output.parent.is_dir():
+        raise ValidationError(f"{output.parent} is no directory; make it first")
+
+    from tramontane.pipeline.text import TextPipeline
+    from tramontane.protocols.pipeline import PipelineOptions
+    from tramontane.which import Which
+    from tramontane_isq.imatrix import Imatrix, write_cimatrix, write_gguf
+
+    plugins = plugin_manager()
+    pipeline = TextPipeline.load(Which.Plain(model), PipelineOptions(max_seqs=1, plugins=plugins))
+    try:
+        pipeline.calibrate(text)
+        found = Imatrix(values=pipeline.live_weights.statistics(), datasets=(text.name,))
+    finally:
+        pipeline.close()
+    if output.suffix.lower() == ".gguf":
+        named = Imatrix(values=found.by_gguf_name(), datasets=found.datasets)
+        write_gguf(output, named, plugins)
+    else:
+        write_cimatrix(output, found.values)
+    typer.echo(f"{output}: statistics of {len(found.values)} weights", err=True)
 
 
 class Bar:

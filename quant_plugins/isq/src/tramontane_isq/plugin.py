@@ -21,6 +21,7 @@ def tramontane_quantizers() -> Iterable[QuantizerSpec]:
 
 @hookimpl
 def tramontane_commands(cli: Any) -> None:
-    from tramontane_isq.command import quantize
+    from tramontane_isq.command import calibrate, quantize
 
     cli.command()(quantize)
+    cli.command()(calibrate)
