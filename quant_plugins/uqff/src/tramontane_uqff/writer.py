@@ -153,8 +153,8 @@ def _residual(bound: BoundModel, outgoing: Outgoing) -> dict[str, Tensor]:
 
 
 def _write_side_files(bound: BoundModel, folder: Path) -> None:
-    config = read_json(bound.directory / "config.json") or dict(bound.config)
-    text = json.dumps(_unquantized(config), indent=2)
+    # Normalized, with old and new keys: mistral.rs knows only some of them.
+    text = json.dumps(_unquantized(bound.config), indent=2)
     (folder / "config.json").write_text(text, encoding="utf-8")
     for name in SIDE_FILES:
         if (bound.directory / name).is_file():
