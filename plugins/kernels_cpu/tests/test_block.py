@@ -179,12 +179,17 @@ def test_what_is_not_covered_is_left_alone() -> None:
     mixed = layer({"": "q4_k", "v_proj": "q8_0"})  # rounds activations in two ways
     assert mixed._whole is None
     assert mixed.mlp._whole is not None
-    listened = layer({"": "q8_0"})
-    listened.mlp.down_proj.register_forward_hook(lambda *_: None)
-    bind_kernels(listened, CPU, torch.float32)
-    assert listened._whole is None
-    assert listened.mlp._whole is None
-    assert listened.self_attn._whole is not None
+
+
+def test_who_listens_to_a_part_hears_it() -> None:
+    module = layer({"": "q8_0"})
+    heard: list[int] = []
+    hook = module.mlp.down_proj.register_forward_pre_hook(lambda _, x: heard.append(len(x[0])))
+    run(module, rotary(Rope), torch.float32)
+    assert heard == [28, 11, 3, 3]
+    hook.remove()
+    run(module, rotary(Rope), torch.float32)
+    assert len(heard) == 4
 
 
 def test_replacing_a_part_takes_effect_when_bound_again() -> None:

@@ -12,6 +12,7 @@ import torch
 
 from tramontane.errors import CheckpointError
 from tramontane.kernels import dispatch, reference
+from tramontane.nn import NarrowLinear, multiplies_narrow
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.types import BY_NAME
 from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
@@ -234,3 +235,17 @@ def test_plain_floats_are_read_where_they_lie(name: str, shape: tuple[int, int])
         assert (got - want[:tokens]).abs().max() <= 1e-6 * cols**0.5 * want.abs().max()
     alone = torch.cat([packed_linear(row[None], packed) for row in x[:33]])
     assert torch.equal(packed_linear(x[:33], packed), alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_linear_keeps_its_weight(dtype: torch.dtype) -> None:
+    assert multiplies_narrow(dtype, torch.float32, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(8)
+    weight = torch.nn.Parameter(torch.randn(24, 64, generator=generator).to(dtype), False)
+    bias = torch.nn.Parameter(torch.randn(24, generator=generator), False)
+    module = NarrowLinear(weight, bias)
+    x = torch.randn(3, 64, generator=generator)
+    unbound = module(x)
+    module.bind_kernels(torch.device("cpu"), torch.float32)
+    assert module.operand.data.data_ptr() == weight.data_ptr()
+    torch.testing.assert_close(module(x), unbound, rtol=1e-5, atol=1e-5)

@@ -17,10 +17,12 @@ from tramontane.errors import CheckpointError
 from tramontane.loading.rules import Arrangement, Cut, Recipe, Stacked, Stored, Transposed
 from tramontane.nn import (
     ExpertLinear,
+    NarrowLinear,
     PackedEmbedding,
     PackedExpertLinear,
     PackedLinear,
     PackedStack,
+    multiplies_narrow,
 )
 from tramontane.protocols import Checkpoint, InSituPlan, PackedWeight
 from tramontane.protocols.pipeline import Progress
@@ -100,7 +102,10 @@ class Binder:
             prefix = f"{name}." if name else ""
             exact = getattr(module, "FLOAT32", ())
             values = {
-                leaf: self._value(prefix + leaf, meta if leaf in exact else self._typed(meta))
+                leaf: self._value(
+                    prefix + leaf,
+                    meta if leaf in exact else self._typed(prefix + leaf, meta, module),
+                )
                 for leaf, meta in own.items()
             }
             placed = self._place(module, values)
@@ -115,9 +120,22 @@ class Binder:
         _check_complete(model)
         return model
 
-    def _typed(self, meta: Tensor) -> Tensor:
-        """``meta`` in the dtype of the model."""
-        return meta.to(self._dtype) if meta.dtype.is_floating_point else meta
+    def _typed(self, name: str, meta: Tensor, module: nn.Module) -> Tensor:
+        """``meta`` in the dtype of the model, or in that of the file for the matrix of a linear
+        whose kernel reads it so."""
+        if not meta.dtype.is_floating_point:
+            return meta
+        recipe = self._arrangement.recipes.get(name)
+        aliases = self._arrangement.aliases
+        if type(module) is nn.Linear and meta.dim() == 2 and isinstance(recipe, Stored):
+            stored = self._checkpoint.tensor(recipe.name)
+            if (
+                isinstance(stored, Tensor)
+                and name not in aliases.values()
+                and multiplies_narrow(stored.dtype, self._dtype, self._device)
+            ):
+                return meta.to(stored.dtype)
+        return meta.to(self._dtype)
 
     def _value(self, name: str, meta: Tensor) -> Value:
         """The finished tensor of one parameter; the same object for all of its aliases."""
@@ -279,6 +297,8 @@ class Binder:
             if leaf in module._parameters:
                 plain = self._parameter(plain)
             setattr(module, leaf, plain)
+        if type(module) is nn.Linear and module.weight.dtype != self._dtype:
+            return NarrowLinear(module.weight, module.bias)
         return module
 
     def _plain(self, value: Value) -> Tensor:

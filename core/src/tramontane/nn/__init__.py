@@ -39,6 +39,7 @@ from tramontane.nn.group_affine import (
 from tramontane.nn.latent_attention import LatentSelfAttention
 from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
+from tramontane.nn.narrow import NarrowLinear, PlainWeight, multiplies_narrow
 from tramontane.nn.norm import RMSNorm
 from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear, PackedStack
 from tramontane.nn.rope import RopeParameters, read_rope_parameters
@@ -67,10 +68,12 @@ __all__ = [
     "LayerNorm",
     "Mamba2",
     "MoE",
+    "NarrowLinear",
     "PackedEmbedding",
     "PackedExpertLinear",
     "PackedLinear",
     "PackedStack",
+    "PlainWeight",
     "PreNormLayer",
     "RMSNorm",
     "Rope",
@@ -90,6 +93,7 @@ __all__ = [
     "column_order",
     "expert_weights",
     "install_transfers",
+    "multiplies_narrow",
     "pack_bits",
     "read",
     "read_layer_types",

@@ -21,6 +21,7 @@ from tramontane.cache import PagedKV
 from tramontane.nn import (
     AdjacentRope,
     GatedMLP,
+    NarrowLinear,
     PackedLinear,
     PreNormLayer,
     RMSNorm,
@@ -81,6 +82,7 @@ class _Bound:
     Attributes:
         block: its record.
         kept: what the record points to.
+        modules: those whose forward is not called, which others may listen to.
         attention: its attention, or None.
         sinks: in float32.
         most_rows: rows of activations above which its parts are faster one by one.
@@ -89,6 +91,7 @@ class _Bound:
 
     block: _Block
     kept: list[Any]
+    modules: list[nn.Module] = field(factory=list)
     attention: SelfAttention | None = None
     sinks: Tensor | None = None
     most_rows: int = LONG_PROMPT
@@ -127,6 +130,7 @@ def pre_norm_layer(module: nn.Module, dtype: torch.dtype) -> Whole | None:
     if not _add_norm(bound, "mlp", module.post_attention_layernorm):
         return None
     bound.block.residual = 1
+    bound.modules += list(module.children())
     return partial(_attention_forward, bound)
 
 
@@ -169,7 +173,8 @@ def _add_linears(
     operands: list[NativeWeight] = []
     for module in modules:
         operand = getattr(module, "operand", None)
-        if not _is_plain(module, PackedLinear) or not isinstance(operand, NativeWeight):
+        known = _is_plain(module, PackedLinear) or _is_plain(module, NarrowLinear)
+        if not known or not isinstance(operand, NativeWeight):
             return False
         bias: Any = module.bias
         operands.append(operand if bias is None else operand.biased(bias))
@@ -178,6 +183,7 @@ def _add_linears(
     for name, operand in zip(names, operands, strict=True):
         setattr(bound.block, name, operand.address)
     bound.kept += operands
+    bound.modules += modules
     if any(operand.dense is not None for operand in operands):
         bound.most_rows = MANY_ROWS
     return True
@@ -194,15 +200,19 @@ def _add_norm(bound: _Bound, name: str, module: nn.Module) -> bool:
 
 
 def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module computes what ``kind`` does, and nobody listens in."""
-    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    return isinstance(module, kind) and type(module).forward is kind.forward and not hooks
+    """Whether a module computes what ``kind`` does."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
+
+
+def _listened(bound: _Bound) -> bool:
+    """Whether somebody has hooks on a part, as calibration does."""
+    return any(part._forward_pre_hooks or part._forward_hooks for part in bound.modules)
 
 
 def _attention_forward(
     bound: _Bound, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: Any
 ) -> Tensor | None:
-    if h.dtype != torch.float32 or batch.num_tokens >= bound.most_rows:
+    if h.dtype != torch.float32 or batch.num_tokens >= bound.most_rows or _listened(bound):
         return None
     step = _step_of(batch, rope)
     found = bound.records.get(id(cache))
@@ -225,7 +235,7 @@ def _attention_forward(
 
 def _mlp_forward(bound: _Bound, x: Tensor) -> Tensor | None:
     rows = x.numel() // x.shape[-1]
-    if x.dtype != torch.float32 or rows >= bound.most_rows:
+    if x.dtype != torch.float32 or rows >= bound.most_rows or _listened(bound):
         return None
     step = _Step()
     step.T = rows

@@ -1,0 +1,104 @@
+"""Linears whose weights keep the narrow float type of their file under wider activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tramontane.kernels import dispatch
+from tramontane.protocols.quantizer import PackedWeight
+
+_NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+class PlainWeight(PackedWeight):
+    """A matrix of floats, for kernels that read it as it is.
+
+    Attributes:
+        format: ``"plain.bf16"`` or ``"plain.f16"``.
+        values: [out, in].
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.format = f"plain.{_NAMES[values.dtype]}"
+        self.shape = tuple(values.shape)
+        self.values = values
+
+    @property
+    def blocks(self) -> Tensor:
+        """The values' bytes, flat."""
+        return self.values.contiguous().view(-1).view(torch.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.values.to(dtype)
+
+    def rows(self, start: int, stop: int) -> Self:
+        return type(self)(self.values[start:stop])
+
+    def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.values.index_select(0, index.to(self.device)).to(dtype)
+
+    def to(self, device: torch.device) -> Self:
+        return self if self.device == torch.device(device) else type(self)(self.values.to(device))
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        if len({part.format for part in parts}) != 1:
+            raise ValueError("parts of one weight must have one format")
+        return cls(torch.cat([part.values for part in parts]))
+
+
+class NarrowLinear(nn.Linear):
+    """``nn.Linear`` over a BF16 or F16 weight that multiplies wider activations, so that a model
+    computed in float32 takes the memory, and at one token the time, of its file.
+
+    Args:
+        weight: [out, in].
+        bias: [out] in the type of the activations, or None.
+
+    Attributes:
+        operand: the weight in the form that the kernel in use multiplies with.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.bias = bias
+        self.operand: Any = None
+        self._multiply: dispatch.Operator | None = None
+
+    def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose the kernel for this type for good."""
+        plain = PlainWeight(self.weight.detach())
+        self._multiply = dispatch.bind("packed_linear", device, dtype=dtype, format=plain.format)
+        self.operand = dispatch.prepare(self._multiply, plain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._multiply is None:
+            return F.linear(x, self.weight.to(x.dtype), self.bias)
+        h: Tensor = self._multiply(x, self.operand, self.bias)  # [..., out]
+        return h
+
+
+def multiplies_narrow(stored: torch.dtype, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel multiplies activations of ``dtype`` with weights of ``stored`` as they are;
+    torch would have to convert them at each step."""
+    if dtype is not torch.float32 or stored not in _NAMES:
+        return False
+    facts = {"dtype": dtype, "format": f"plain.{_NAMES[stored]}"}
+    return (
+        dispatch.bind("packed_linear", device, **facts) is not dispatch.OPERATORS["packed_linear"]
+    )
