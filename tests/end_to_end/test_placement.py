@@ -7,6 +7,7 @@ computes there all the same. ``meta`` stands for one where only the devices of o
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,21 @@ def test_an_expression_may_name_the_tensors_of_the_checkpoint(tmp_path: Path) ->
     assert set(packed.values()) == {"gguf.q8_0"}
     assert all("experts" in name and "gate" in name for name in packed)
     assert len(packed) == 4
+
+
+@pytest.mark.slow
+def test_a_file_of_mistralrs_packs_a_model_of_32_layers(tmp_path: Path) -> None:
+    given = os.environ.get("TRAMONTANE_TEST_DATA")
+    data = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
+    path = data / "mistralrs" / "topologies" / "isq.yml"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    directory = tiny_llama(tmp_path / "model", **{**DEEP, "num_hidden_layers": 32})
+    with Runner(Which.Plain(str(directory), topology=str(path))) as runner:
+        found = formats(runner)
+        assert len(text(runner, 2)) > 0
+    quarters = ["gguf.q3_k", "gguf.q4_k", "gguf.q6_k"]
+    assert found == [f for f in quarters for _ in range(8)] + ["plain"] * 4 + ["gguf.q8_0"] * 4
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tramontane import (
     ValidationError,
     Which,
 )
+from tramontane.loading import device, placement
 from tramontane_testkit.embedding_models import (
     GEMMA,
     LAST,
@@ -259,9 +260,31 @@ def test_arch_dtype_and_tokenizer_json(qwen_dir: Path, gemma_dir: Path, tmp_path
         Runner(which=Which.Embedding(str(qwen_dir), arch="EmbeddingGemma"))
 
 
-def test_a_topology_that_is_not_there(qwen_dir: Path) -> None:
-    with pytest.raises(ConfigError, match=r"topology topology\.yaml cannot be read"):
-        Runner(which=Which.Embedding(str(qwen_dir), topology="topology.yaml"))
+def test_a_topology_packs_and_places_single_layers(
+    qwen_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tramontane_isq", reason="tramontane-isq is not installed")
+    # torch tells cpu:0 from cpu, and computes there all the same.
+    for module in (device, placement):
+        monkeypatch.setattr(module, "accelerators", lambda: [torch.device("cpu", 0)])
+    path = tmp_path / "topology.yml"
+    vectors = []
+    for types in ("", "1: {isq: Q8_0}"):
+        path.write_text(f"0: {{device: cpu}}\n{types}", encoding="utf-8")
+        which = Which.Embedding(str(qwen_dir), dtype="f32", topology=str(path))
+        with Runner(which=which) as runner:
+            loaded = runner._models.peek(None)._loaded  # type: ignore[attr-defined]
+            assert [str(place) for place in loaded.device_map.layers] == ["cpu", "cpu:0"]
+            packed = {n for n, m in loaded.model.named_modules() if hasattr(m, "packed")}
+            assert len(packed) == (5 if types else 0)  # rows of 48 are not whole blocks
+            assert all(".layers.1." in name for name in packed)
+            vectors.append(embed(runner, "a text"))
+    with Runner(which=Which.Embedding(str(qwen_dir), dtype="f32")) as runner:
+        assert torch.equal(embed(runner, "a text"), vectors[0])
+    assert not torch.equal(*vectors)
+    close(*vectors, 5e-2)
+    with pytest.raises(ConfigError, match=r"topology gone\.yml cannot be read"):
+        Runner(which=Which.Embedding(str(qwen_dir), topology="gone.yml"))
 
 
 def test_the_kinds_are_told_apart(gemma_dir: Path, tmp_path: Path) -> None:

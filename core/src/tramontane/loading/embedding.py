@@ -90,16 +90,6 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         checkpoint = quantized_view(checkpoint, data, plugins)
         architecture = plugins.resolve(spec)
         config = architecture.Config.from_dict(data)
-        if "pooling_type" in data:  # a GGUF file
-            modules = modules_in(checkpoint, data, config.hidden_size, device=device)
-        else:
-            modules = read_modules(
-                files.directory,
-                config.hidden_size,
-                open_checkpoint=partial(open_checkpoint, plugins=plugins),
-                plugins=plugins,
-                device=device,
-            )
         tokenizer = find_tokenizer(
             request, files.directory, checkpoint.tokenizer(), config.vocab_size, ends=True
         )
@@ -130,6 +120,16 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
             dtype=dtype,
             device=device,
         )
+        if "pooling_type" in data:  # a GGUF file
+            modules = modules_in(checkpoint, data, config.hidden_size, device=device_map.main)
+        else:
+            modules = read_modules(
+                files.directory,
+                config.hidden_size,
+                open_checkpoint=partial(open_checkpoint, plugins=plugins),
+                plugins=plugins,
+                device=device_map.main,
+            )
         plan_memory(  # nothing is kept between texts: only the weights have to fit
             inventory=inventory,
             specs=(),
