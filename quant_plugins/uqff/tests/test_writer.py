@@ -11,7 +11,8 @@ import torch
 from safetensors import safe_open
 from typer.testing import CliRunner
 
-from tramontane.errors import UnsupportedError, ValidationError
+from tramontane import Runner, Which
+from tramontane.errors import MissingPluginError, UnsupportedError, ValidationError
 from tramontane.hooks import plugin_manager
 from tramontane.loading.loader import BoundModel, LoadRequest, load_text
 from tramontane.protocols import InSituSettings
@@ -179,6 +180,12 @@ def test_what_cannot_be_written_is_refused(
         continued(wide, write_uqff=str(tmp_path / "x.uqff"))
     with pytest.raises(ValidationError, match="from_uqff"):
         continued(wide, from_uqff="q-0.uqff", write_uqff=str(tmp_path / "x.uqff"))
+    for which in (
+        Which.Embedding(str(wide), write_uqff=str(tmp_path / "x.uqff")),
+        Which.Lora("adapter", model_id=str(wide), write_uqff=str(tmp_path / "x.uqff")),
+    ):
+        with pytest.raises((UnsupportedError, MissingPluginError), match=r"UQFF|lora"):
+            Runner(which, in_situ_quant="Q8_0")
     hf = hf_model("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **WIDE)
     experts = save_hf(hf, tmp_path / "experts")
     with pytest.raises(UnsupportedError, match="stack of experts"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tramontane.errors import ValidationError
+from tramontane.errors import UnsupportedError, ValidationError
 from tramontane.loading.loader import BoundModel
 from tramontane.protocols.pipeline import PipelineOptions
 
@@ -36,11 +36,16 @@ def saving(which: Any, options: PipelineOptions) -> Callable[[BoundModel], None]
 
     Raises:
         ValidationError: nothing says what to quantize to, or the name does not end in ``.uqff``.
+        UnsupportedError: the model is of a kind that is not written.
         MissingPluginError: no installed format writes such files.
     """
     path = getattr(which, "write_uqff", None)
     if path is None:
         return None
+    if which.kind != "text" or "Lora" in type(which).__name__:
+        raise UnsupportedError(
+            f"UQFF is written of text models without adapters, not of Which.{type(which).__name__}"
+        )
     type_name = options.in_situ_quant
     if type_name is None:
         raise ValidationError(

@@ -19,7 +19,7 @@ from tramontane.hooks.specs import ModelKind
 from tramontane.loading.embedding import LoadedEmbedder, load_embedding
 from tramontane.loading.live_weights import in_situ_settings
 from tramontane.loading.loader import LoadRequest
-from tramontane.loading.selection import weight_files
+from tramontane.loading.selection import saving, weight_files
 from tramontane.loading.topology import Topology
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.pipeline import PipelineOptions
@@ -69,6 +69,7 @@ class EmbeddingPipeline:
         request = LoadRequest(
             model_id=which.canonical_id,
             **weight_files(which),
+            save=saving(which, options),
             arch=which.arch,
             tokenizer_json=which.tokenizer_json,
             dtype=which.dtype,
