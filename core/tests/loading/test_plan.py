@@ -11,7 +11,7 @@ from tramontane.loading import device as device_module
 from tramontane.loading import dtype as dtype_module
 from tramontane.loading.device import Room, choose_device, memory_of
 from tramontane.loading.dtype import Inventory, choose_dtype, survey
-from tramontane.loading.plan import CacheRequest, plan_memory
+from tramontane.loading.plan import CacheRequest, Part, plan_memory
 
 from .conftest import MemoryCheckpoint, RowPacked  # noqa: TID252
 
@@ -272,3 +272,47 @@ def test_a_cache_nobody_asked_for_leaves_half_of_a_budget_to_other_models():
     least = planned(None, context_len=4096)
     assert planned(0) == least, "one sequence of the planned length: others make room for it"
     assert planned(0, context_len=8192) == 2 * least, "what is asked for is asked for"
+
+
+# Several devices --------------------------------------------------------------------------------
+
+
+def split_plan(*gpus, cpu=64.0, **request):
+    """Twelve layers shared evenly by GPUs and the CPU, 0.5 GB of weights on each."""
+    sizes = [*gpus, cpu]
+    devices = [*(torch.device("cuda", i) for i in range(len(gpus))), CPU]
+    count = 12 // len(sizes)
+    parts = [
+        Part(
+            device=device,
+            room=Room(int(size * GIB), int(size * GIB)),
+            weight_bytes=500_000_000,
+            specs=SPECS[:count],
+        )
+        for device, size in zip(devices, sizes, strict=True)
+    ]
+    return plan_memory(
+        inventory=inventory(),
+        specs=SPECS[:12],
+        max_positions=1_000_000,
+        request=CacheRequest(**request),
+        dtype=BF16,
+        device=devices[0],
+        parts=parts,
+    )
+
+
+def test_the_device_with_the_least_room_decides_how_many_blocks_there_are():
+    block = 4 * 2048 * 32  # of four of twelve layers
+    free = int(1.5 * GIB) - 500_000_000 - int(1.5 * GIB) // 16
+    assert split_plan(24, 1.5).num_blocks == free * 9 // 10 // block
+    assert split_plan(1.5, 24).num_blocks == split_plan(24, 1.5).num_blocks
+    # The share of memory is that of the accelerators.
+    tight = split_plan(4, 2, cpu=3.0, cache_fraction=0.5).num_blocks
+    assert tight == (GIB - 500_000_000 - 2 * GIB // 16) // block
+    assert split_plan(24, 24, cache_bytes=120 * MIB).num_blocks == 120 * MIB // (3 * block)
+
+
+def test_a_cache_too_large_for_one_of_several_devices_names_it():
+    with pytest.raises(MemoryPlanError, match=r"cuda:1 has 1.5 GiB free of 1.5 GiB"):
+        split_plan(24, 1.5, context_len=500_000)
