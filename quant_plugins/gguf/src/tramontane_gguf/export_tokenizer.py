@@ -69,8 +69,9 @@ def tokenizer_keys(
         "unknown": tokenizer.unk_token_id,
     }
     keys |= {f"{name}_token_id": index for name, index in named.items() if index is not None}
-    first = tokenizer.encode("a")[:1]
-    keys["add_bos_token"] = named["bos"] is not None and first == [named["bos"]]
+    ids = tokenizer.encode("a")
+    keys["add_bos_token"] = named["bos"] is not None and ids[:1] == [named["bos"]]
+    keys["add_eos_token"] = named["eos"] is not None and ids[-1:] == [named["eos"]]
     return keys
 
 
