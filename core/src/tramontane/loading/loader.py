@@ -392,7 +392,7 @@ def find_weights(request: LoadRequest, beside: Sequence[str] = ()) -> ModelFiles
     target = None
     if request.format is not None:
         target = plugins.resolve(plugins.get("checkpoint_formats", request.format))
-    if not hasattr(target, "find"):
+    if target is None or not hasattr(target, "find"):
         return find_files(request, request.model_id, request.files, beside=beside)
 
     def fetch(patterns: Sequence[str]) -> Path:
