@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tramontane.kernels import dispatch
+from tramontane.kernels.reference import packed_linear
 from tramontane.protocols.quantizer import PackedWeight
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -76,7 +77,7 @@ class NarrowLinear(nn.Linear):
         nn.Module.__init__(self)
         self.out_features, self.in_features = weight.shape
         self.weight = weight
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.operand: Any = None
         self._multiply: dispatch.Operator | None = None
 
@@ -98,7 +99,5 @@ def multiplies_narrow(stored: torch.dtype, dtype: torch.dtype, device: torch.dev
     torch would have to convert them at each step."""
     if dtype is not torch.float32 or stored not in _NAMES:
         return False
-    facts = {"dtype": dtype, "format": f"plain.{_NAMES[stored]}"}
-    return (
-        dispatch.bind("packed_linear", device, **facts) is not dispatch.OPERATORS["packed_linear"]
-    )
+    kernel = dispatch.bind("packed_linear", device, dtype=dtype, format=f"plain.{_NAMES[stored]}")
+    return kernel is not packed_linear
