@@ -6,6 +6,7 @@
 #   make test-all         every test, the slow ones too
 #   make check            formatting, lint, types, one-way imports
 #   make check-native     the CPU kernels' tests under address and undefined-behaviour sanitizers
+#   make fuzz SECONDS=600 damaged weight files at random, a share of the time for each reader
 #   make docs             write docs/models.md, run every sample of the documentation, check links
 #   make bench            measure speed on this machine
 #   make clean            remove what the above have made
@@ -18,6 +19,7 @@ P      ?=
 ARGS   ?=
 # Test processes. Each runs torch on one thread: tiny models gain nothing from more.
 WORKERS ?= 2
+SECONDS ?= 600
 
 PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproject.toml \
 	plugins/*/pyproject.toml quant_plugins/*/pyproject.toml mcp/*/pyproject.toml \
@@ -66,6 +68,9 @@ check-native: $(STAMP)
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/pytest plugins/kernels_cpu \
 		-q -x -p no:cacheprovider -k "not instruction_sets and not memory_twice" $(ARGS)
+
+fuzz: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m fuzz.run --seconds $(SECONDS) $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python docs/write_models.py

@@ -23,6 +23,9 @@ from tramontane.errors import CheckpointError
 from tramontane.loading.mapping import MappedFile
 from tramontane.protocols.checkpoint import EmbeddedTokenizer
 
+MAX_DIMS = 64
+"""Most dimensions a tensor of torch may have in all operations."""
+
 MAX_HEADER_BYTES = 100_000_000
 """Longest header the reference implementation accepts."""
 
@@ -157,8 +160,10 @@ def _read_entry(file: MappedFile, begin: int, name: str, info: Any) -> _Entry:
             f"{where} has unknown dtype {info['dtype']!r}; known: {', '.join(DTYPES)}"
         )
     shape, offsets = info["shape"], info["data_offsets"]
-    if not _are_sizes(shape):
-        raise CheckpointError(f"{where} has shape {shape!r}; sizes must be counts")
+    if not _are_sizes(shape) or len(shape) > MAX_DIMS:
+        raise CheckpointError(
+            f"{where} has shape {str(shape)[:80]}; sizes must be counts, at most {MAX_DIMS} of them"
+        )
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where} has data_offsets {offsets!r}; they must be [begin, end]")
     start, stop = begin + offsets[0], begin + offsets[1]
@@ -173,6 +178,8 @@ def _read_entry(file: MappedFile, begin: int, name: str, info: Any) -> _Entry:
             f"{where} of shape {shape} and dtype {info['dtype']} needs {needed} bytes, "
             f"but its data_offsets hold {stop - start}"
         )
+    if not needed and prod(size or 1 for size in shape) >= 2**63:
+        raise CheckpointError(f"{where} is empty, but its shape {shape} is beyond 64 bits")
     return _Entry(file, dtype, tuple(shape), start, stop)
 
 

@@ -102,6 +102,13 @@ class Metadata:
             raise self.fail(key, "an array of strings")
         return value
 
+    def integers(self, key: str) -> list[int]:
+        value = self.values.get(key)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+            raise self.fail(key, "an array of whole numbers")
+        found: list[int] = value.tolist()
+        return found
+
     def numbers(self, key: str) -> list[Any]:
         value = self.values.get(key)
         if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
@@ -129,7 +136,7 @@ def config_of(
     hidden = meta.positive(p + "embedding_length")
     heads = meta.positive(p + "attention.head_count")
     experts = meta.integer(p + "expert_count", 0)
-    layers = meta.positive(p + "block_count") - meta.integer(p + "nextn_predict_layers", 0)
+    layers = _num_layers(meta, p, names)
     head_dim = meta.positive(p + "attention.key_length", hidden // heads)
     rotary_dim = meta.integer(p + "rope.dimension_count", head_dim)
     has_bias = any(name.startswith("blk.0.attn_q.bias") for name in names)
@@ -184,6 +191,23 @@ def config_of(
         if key in meta and 0 <= meta.integer(key) < vocab_size:
             config[f"{token}_token_id"] = meta.integer(key)
     return config
+
+
+_FEW_LAYERS = 256
+"""So many cost nothing to build; which tensors they lack, the loader says best."""
+
+
+def _num_layers(meta: Metadata, prefix: str, names: Sequence[str]) -> int:
+    """Layers that are run. No more are believed in than there are tensors, of which each has some:
+    all are built before the first tensor is looked for."""
+    key = prefix + "block_count"
+    layers = meta.positive(key) - meta.integer(prefix + "nextn_predict_layers", 0)
+    if not 0 < layers <= max(len(names), _FEW_LAYERS):
+        raise CheckpointError(
+            f"{meta.path}: metadata key {key} makes {layers} layers, which {len(names)} tensors "
+            f"cannot fill; it is damaged, or a shard is missing: fetch it again"
+        )
+    return layers
 
 
 _THETA = {"starcoder2": 100_000.0}

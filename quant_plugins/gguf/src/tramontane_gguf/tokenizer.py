@@ -56,7 +56,7 @@ def embedded_tokenizer(meta: Metadata) -> EmbeddedTokenizer | None:
             f"Give a tok_model_id whose tokenizer.json to use"
         )
     tokens = meta.texts(_P + "tokens")
-    types = [int(t) for t in meta.numbers(_P + "token_type")] if _P + "token_type" in meta else None
+    types = meta.integers(_P + "token_type") if _P + "token_type" in meta else None
     ids = _Ids(meta, tokens, spm=model in SPM)
     special = {index for index in ids.every if index is not None}
     try:

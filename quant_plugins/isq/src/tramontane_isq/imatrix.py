@@ -307,8 +307,11 @@ def _read_gguf(path: Path, plugins: PluginManager) -> Imatrix:
         values[stem.removesuffix(".weight")] = means
     if not values:
         raise CheckpointError(f"{path} holds no statistics")
-    datasets = metadata.get("imatrix.datasets") or ()
-    chunks = int(metadata.get("imatrix.chunk_count", 0))
+    datasets, chunks = metadata.get("imatrix.datasets", []), metadata.get("imatrix.chunk_count", 0)
+    if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
+        raise CheckpointError(f"{path}: imatrix.datasets must be an array of strings")
+    if type(chunks) is not int:
+        raise CheckpointError(f"{path}: imatrix.chunk_count must be a whole number")
     return Imatrix(values=values, datasets=tuple(datasets), chunks=chunks)
 
 

@@ -1,0 +1,115 @@
+"""Damaged weight files are read or refused: never a crash, a hang or memory beyond their size."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tramontane.errors import CheckpointError, TramontaneError
+
+from .cases import damaged, limited, run  # noqa: TID252
+from .readers import (  # noqa: TID252
+    _HYBRID,
+    _LATENT,
+    _LLAMA,
+    READERS,
+    _write_gguf,
+    read_matrix,
+    read_safetensors,
+    refusals,
+)
+
+CASES = {"gguf": 60, "gguf-model": 25, "ggml": 40, "uqff": 60, "imatrix": 120, "safetensors": 120}
+"""Files a reader; together they take few seconds. `run.py` goes on from there."""
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_damaged_files_are_read_or_refused(reader: str, tmp_path: Path) -> None:
+    samples = READERS[reader].samples(tmp_path)
+    with limited():
+        for sample in samples:
+            assert run(reader, sample, sample.data, -1, tmp_path) is None
+            assert not refusals, f"{sample.name} is a valid file"
+        for seed in range(CASES[reader]):
+            sample, data = damaged(samples, seed)
+            finding = run(reader, sample, data, seed, tmp_path)
+            assert finding is None, f"seed {seed}: {finding and finding.problem}"
+
+
+# What fuzzing and reading have found -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arch", "more"), [("llama", {}), ("deepseek2", _LATENT), ("granitehybrid", _HYBRID)]
+)
+@pytest.mark.parametrize("layers", [0, 1_000, 0xFFFF_FFFF])
+def test_no_more_layers_are_believed_in_than_tensors_could_fill(
+    arch: str, more: dict[str, Any], layers: int, tmp_path: Path
+) -> None:
+    tensors = {"token_embd.weight": np.ones((9, 32), np.float32)}
+    keys = {**_LLAMA, **more, "block_count": layers, "attention.head_count_kv": 1}
+    path = tmp_path / "model.gguf"
+    _write_gguf(path, arch, keys, tensors, vocabulary="gpt2")
+    with limited(), pytest.raises(CheckpointError, match=r"block_count (makes|must be)"):
+        _opened(path).config()
+
+
+def test_piece_types_that_are_no_whole_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    sample = _write_gguf(
+        path, "llama", _LLAMA, {"output_norm.weight": np.ones(32, np.float32)}, vocabulary="gpt2"
+    )
+    key = b"tokenizer.ggml.token_type"
+    at = sample.data.index(key) + len(key) + 4
+    data = bytearray(sample.data)
+    data[at : at + 4] = struct.pack("<I", 6)  # float32 in place of int32
+    data[at + 12 : at + 16] = struct.pack("<f", float("nan"))
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="token_type must be an array of whole numbers"):
+        _opened(path).tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("imatrix.datasets", 3), ("imatrix.chunk_count", "three")]
+)
+def test_an_importance_matrix_with_settings_of_another_kind(
+    key: str, value: Any, tmp_path: Path
+) -> None:
+    import gguf
+
+    path = tmp_path / "imatrix.gguf"
+    writer = gguf.GGUFWriter(str(path), "")
+    writer.kv_data[0].clear()
+    writer.add_string("general.type", "imatrix")
+    (writer.add_string if isinstance(value, str) else writer.add_uint32)(key, value)
+    writer.add_tensor("blk.0.attn_q.weight.in_sum2", np.ones((1, 32), np.float32))
+    writer.add_tensor("blk.0.attn_q.weight.counts", np.ones((1, 1), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=f"{key} must be"):
+        read_matrix(path)
+
+
+@pytest.mark.parametrize(
+    "shape", [[0, 2**62, 2**62], [2**62] * 100_000, [1] * 1_000], ids=["empty", "vast", "long"]
+)
+def test_shapes_that_no_tensor_can_have(shape: list[int], tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    header = json.dumps({"a": entry}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    with limited(), pytest.raises(TramontaneError, match=r"'a'.* shape"):
+        read_safetensors(path)
+
+
+def _opened(path: Path) -> Any:
+    from tramontane_gguf.checkpoint import GgufFormat
+
+    return GgufFormat().open([path])
