@@ -17,7 +17,7 @@ from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.types import BY_NAME
 from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
 from tramontane_kernels_cpu.linear import packed_linear, prepare
-from tramontane_kernels_cpu.weights import TYPES
+from tramontane_kernels_cpu.weights import PLAIN, TYPES
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
 
@@ -36,7 +36,7 @@ HALVES = {
     "iq4_nl": (0,),
     "iq4_xs": (0,),
 }
-NAMES = [name.removeprefix("gguf.") for name in TYPES if name.startswith("gguf.")]
+NAMES = [n.removeprefix("gguf.") for n in TYPES if n.startswith("gguf.") and n not in PLAIN]
 
 
 def random_weight(name: str, rows: int, cols: int, seed: int = 0) -> GgmlWeight:
