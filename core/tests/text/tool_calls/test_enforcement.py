@@ -50,12 +50,14 @@ CALLS = {
     "kimi": "<|tool_calls_section_begin|><|tool_call_begin|>functions.add:0"
     f"<|tool_call_argument_begin|>{J}<|tool_call_end|><|tool_calls_section_end|>",
     "harmony": f"<|channel|>commentary to=functions.add <|constrain|>json<|message|>{J}<|call|>",
+    "pythonic": '[add(a=1, s="q\\"}")]',
     "qwen_coder": "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=s>\n"
     "two\nlines\n</parameter>\n</function>\n</tool_call>",
     "glm": "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n<arg_key>s</arg_key>"
     "\n<arg_value>q</arg_value>\n<arg_key>e</arg_key>\n<arg_value>x</arg_value>\n</tool_call>",
 }
-STRICT = sorted(set(CALLS) - {"harmony", "llama"})
+AT_THE_BEGINNING = ["llama", "pythonic"]
+STRICT = sorted(set(CALLS) - {"harmony", *AT_THE_BEGINNING})
 
 
 def calls_of(name: str) -> Any:
@@ -104,14 +106,37 @@ def test_strict_calls_in_free_text(name: str) -> None:
         assert not passes(grammar, f"I look.\n{text}"), text
 
 
-def test_strict_calls_that_can_only_begin_the_answer() -> None:
-    calls = calls_of("llama")
+@pytest.mark.parametrize("name", AT_THE_BEGINNING)
+def test_strict_calls_that_can_only_begin_the_answer(name: str) -> None:
+    calls = calls_of(name)
     rules = calls.call_grammar(TOOLS, COMPILER.mark)
     grammar = with_calls(rules, regex_grammar(calls.NO_CALL))
-    for text in ("", "Hello {you}.", CALLS["llama"]):
+    for text in ("", "\n", " Hello {you} [there].", CALLS[name]):
         assert passes(grammar, text), text
-    for text in spoilt(CALLS["llama"]):
+    for text in spoilt(CALLS[name]):
         assert not passes(grammar, text), text
+        assert not passes(grammar, f" {text}"), text
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_tool_without_a_schema_takes_any_arguments(name: str) -> None:
+    """As those have it that are not strict, beside others that are."""
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    grammar = with_calls(calls_of(name).call_grammar(tools, COMPILER.mark), None)
+    assert passes(grammar, CALLS[name])
+    assert not passes(grammar, CALLS[name].replace("add", "sub"))
+
+
+def test_arguments_that_may_be_left_out_take_their_commas_along() -> None:
+    parameters = {"properties": {key: {"type": "integer"} for key in "abc"}}
+    for required, good, bad in (
+        ([], ["", "a=1", "b=1", "a=1, c=1", "a=1, b=1, c=1"], ["a=1,", ", b=1", "b=1, a=1"]),
+        (["b"], ["b=1", "a=1, b=1", "b=1, c=1"], ["", "a=1", "a=1, c=1"]),
+    ):
+        tool = {"function": {"name": "f", "parameters": {**parameters, "required": required}}}
+        grammar = with_calls(calls_of("pythonic").call_grammar([tool], COMPILER.mark), None)
+        assert [passes(grammar, f"[f({text})]") for text in good] == [True] * len(good)
+        assert [passes(grammar, f"[f({text})]") for text in bad] == [False] * len(bad)
 
 
 def test_a_turn_whose_answer_is_only_its_last_part() -> None:

@@ -266,6 +266,7 @@ CASES: list[tuple[str, str, str, str, list[Any]]] = [
         "",
         [("weather", {"city": "Rome", "days": 2, "fast": None})],
     ),
+    ("pythonic", r'[weather(city="\ud83c\udf27")]', "", "", [("weather", {"city": "🌧"})]),
     ("pythonic", "[a link](http://x)", "[a link](http://x)", "", []),
     ("pythonic", "[weather(city='Ro", "[weather(city='Ro", "", []),
     ("pythonic", "[weather(city=open('x'))]", "[weather(city=open('x'))]", "", []),

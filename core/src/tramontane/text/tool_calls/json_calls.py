@@ -183,7 +183,7 @@ class Llama(JsonCalls):
     """
 
     TAG = "<|python_tag|>"
-    NO_CALL = r"([^{](.|\n)*)?"
+    NO_CALL = r"\s*([^\s{](.|\n)*)?"
 
     def read(self) -> Steps[None]:
         yield from self._bare()

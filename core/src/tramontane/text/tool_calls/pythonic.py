@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Mapping
 from typing import Any
 
+from tramontane.text.tool_calls.events import Mark, Tools
+from tramontane.text.tool_calls.grammar import json_arguments, literal, rules, signatures
 from tramontane.text.tool_calls.reader import CallReader, MalformedError, Steps
 
 _WORDS = {"true": True, "false": False, "null": None}
@@ -22,6 +25,7 @@ class Pythonic(CallReader):
 
     START = "<|python_start|>"
     END = "<|python_end|>"
+    NO_CALL = r"\s*([^\s\[](.|\n)*)?"
 
     def read(self) -> Steps[None]:
         before = yield from self.spaces()
@@ -104,6 +108,38 @@ class Pythonic(CallReader):
             values[keyword.arg] = _value(keyword.value)
         return values
 
+    @classmethod
+    def call_grammar(cls, tools: Tools, mark: Mark) -> str | None:
+        calls = (
+            f'{literal(name + "(")} {_keywords(schema)} ")"' for name, schema in signatures(tools)
+        )
+        return rules(
+            'tool_call: "[" one_call (", " one_call)* "]"',
+            "one_call: " + " | ".join(calls),
+            'any_keyword: /[A-Za-z_][A-Za-z0-9_]*/ "=" ' + json_arguments({}),
+        )
+
+
+def _keywords(schema: Mapping[str, Any]) -> str:
+    """Lark for the arguments of one tool, in the schema's order, or for any where it names none.
+    Their values are written as in JSON, which is Python but for three words."""
+    properties = schema.get("properties") or {}
+    if not properties:
+        closed = schema.get("additionalProperties") is False
+        return "" if closed else '(any_keyword (", " any_keyword)*)?'
+    needed = set(schema.get("required") or ())
+    bodies = [
+        (key, f"{literal(key + '=')} {json_arguments(value)}") for key, value in properties.items()
+    ]
+    # Which argument comes first decides where the commas are.
+    ways = []
+    for first, (key, body) in enumerate(bodies):
+        later = (f'(", " {b}){"" if k in needed else "?"}' for k, b in bodies[first + 1 :])
+        ways.append(" ".join([body, *later]))
+        if key in needed:
+            return f"({' | '.join(ways)})"
+    return f"({' | '.join(ways)})?"
+
 
 def _value(node: ast.expr) -> Any:
     """A literal, with JSON's words beside Python's."""
@@ -115,6 +151,8 @@ def _value(node: ast.expr) -> Any:
         return {_key(key): _value(item) for key, item in zip(node.keys, node.values, strict=True)}
     try:
         value = ast.literal_eval(node)
+        if isinstance(value, str):  # JSON writes a character beyond 16 bits as two
+            value = value.encode("utf-16", "surrogatepass").decode("utf-16")
         json.dumps(value)
     except (ValueError, TypeError, RecursionError) as cause:
         raise MalformedError from cause

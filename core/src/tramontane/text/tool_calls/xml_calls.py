@@ -123,9 +123,14 @@ def _unwrapped(text: str) -> str:
 
 
 def _parameters(schema: Any, prefix: str, parts: list[str], *, before: str, after: str) -> str:
-    """Lark for the parameters of one tool, in the schema's order; rules for the values go to
-    ``parts``."""
+    """Lark for the parameters of one tool, in the schema's order, or for any where it names none;
+    rules for the values go to ``parts``."""
     properties = schema.get("properties") or {}
+    if not properties and schema.get("additionalProperties") is not False:
+        head, tail = map(literal, before.split("{}"))
+        parts.append(f"{prefix}: {head} /[^<>\\n]+/ {tail} {prefix}_text")
+        parts.append(f"{prefix}_text[suffix={literal(after)}]: /(.|\\n)*/")
+        return f"{prefix}*"
     required = set(schema.get("required") or ())
     sequence = []
     for number, (key, value) in enumerate(properties.items()):
