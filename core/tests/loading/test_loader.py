@@ -169,7 +169,9 @@ def test_a_config_that_names_no_architecture(load, tiny_model, value):
 
 
 def test_a_model_of_another_kind(load):
-    with pytest.raises(ModelKindError, match="TinyVision is one of the vision models, not of the text models"):
+    with pytest.raises(
+        ModelKindError, match="TinyVision is one of the vision models, not of the text models"
+    ):
         load(arch="TinyVision")
 
 

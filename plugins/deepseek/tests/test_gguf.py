@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tramontane.hooks import plugin_manager
-from tramontane.loading.loader import LoadRequest, build, load_text, open_checkpoint
+from tramontane.loading.loader import LoadRequest, build, load_text
+from tramontane.loading.opening import open_checkpoint
 from tramontane.protocols import CheckpointView
 from tramontane_deepseek.deepseek_v3 import DeepseekV3, DeepseekV3Config
 from tramontane_testkit import Stepper, llama_cpp

@@ -14,9 +14,8 @@ from tramontane.loading.device import choose_device
 from tramontane.loading.device_map import DeviceMap
 from tramontane.loading.dtype import choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer
-from tramontane.loading.loader import (
-    Draft,
-    LoadRequest,
+from tramontane.loading.loader import Draft
+from tramontane.loading.opening import (
     config_data,
     find_architecture,
     find_tokenizer,
@@ -27,6 +26,7 @@ from tramontane.loading.loader import (
 )
 from tramontane.loading.placement import Layout, check_types, place_layers
 from tramontane.loading.plan import CacheRequest, plan_memory
+from tramontane.loading.request import LoadRequest
 from tramontane.loading.sentence_modules import (
     FILES,
     SentenceModules,

@@ -9,8 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from tramontane.loading.loader import (
-    LoadRequest,
+from tramontane.loading.opening import (
     config_data,
     find_files,
     find_tokenizer,
@@ -18,6 +17,7 @@ from tramontane.loading.loader import (
     open_weights,
     quantized_view,
 )
+from tramontane.loading.request import LoadRequest
 from tramontane.protocols import Checkpoint
 from tramontane.text.chat_template import find_chat_template
 from tramontane.text.tokenizer import Tokenizer

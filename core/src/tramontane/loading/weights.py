@@ -8,7 +8,7 @@ model agree on the dtype none does: the parameter is a view of the mapped file.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -298,7 +298,7 @@ class Binder:
                 plain = self._parameter(plain)
             setattr(module, leaf, plain)
         if type(module) is nn.Linear and module.weight.dtype != self._dtype:
-            return NarrowLinear(module.weight, module.bias)
+            return NarrowLinear(cast(nn.Parameter, module.weight), module.bias)
         return module
 
     def _plain(self, value: Value) -> Tensor:

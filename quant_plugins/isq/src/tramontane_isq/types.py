@@ -33,7 +33,9 @@ SENSITIVE = {
 }  # fmt: skip
 """Type → the one that weights get whose error reaches every logit: head and embedding."""
 
-PROVIDERS = {"hqq": "hqq", "afq": "afq", "fp8": "fp8", "f8q8": "f8q8", "mxfp4": "mxfp4", "q": "gguf"}
+PROVIDERS = {
+    "hqq": "hqq", "afq": "afq", "fp8": "fp8", "f8q8": "f8q8", "mxfp4": "mxfp4", "q": "gguf",
+}  # fmt: skip
 """How names begin → the quantizer that would know them."""
 
 _GGUF_SIZE = re.compile(r"q(\d)_?k(_(s|m|l|xl))?")
