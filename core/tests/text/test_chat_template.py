@@ -67,6 +67,15 @@ def test_options_reach_the_template() -> None:
     assert render("{{ bos_token }}", bos_token="other") == "other"
 
 
+def test_tools_are_given_under_the_name_that_the_template_has_for_them() -> None:
+    source = "{% if xml_tools %}{{ xml_tools | length }}{% else %}none{% endif %}"
+    assert render(source, tools=[TOOL]) == "1"
+    assert render(source) == "none"
+    assert render("{{ tools | length }}" + source, tools=[TOOL]) == "1none"
+    assert ChatTemplate(source).mentions_tools
+    assert not ChatTemplate("{{ messages }}").mentions_tools
+
+
 def test_the_callers_messages_are_not_changed() -> None:
     calls = [{"function": {"name": "f", "arguments": '{"a": 1}'}}]
     messages = [{"role": "assistant", "tool_calls": calls, "reasoning": "hm"}]

@@ -39,6 +39,11 @@ class _Compiled:
     guarded: frozenset[str]
     content_may_be_absent: bool
 
+    @property
+    def tools_name(self) -> str | None:
+        """What it calls the tools; SmolLM3's has a name of its own. None if it knows none."""
+        return next((name for name in ("tools", "xml_tools") if name in self.variables), None)
+
 
 class ChatTemplate:
     """One or several named Jinja templates, with the special tokens they may print.
@@ -73,8 +78,8 @@ class ChatTemplate:
 
     @property
     def mentions_tools(self) -> bool:
-        """Whether a template reads ``tools``."""
-        return any("tools" in each.variables for each in self._templates.values())
+        """Whether a template reads tools."""
+        return any(each.tools_name is not None for each in self._templates.values())
 
     def source(self, *, tools: bool = False, template: str | None = None) -> str:
         """Text of the template that would render a request.
@@ -130,13 +135,16 @@ class ChatTemplate:
         }
         if "thinking" in chosen.variables and "enable_thinking" not in chosen.variables:
             given["thinking"] = enable_thinking  # DeepSeek V3.1's and Granite's name for it
+        shown = _mappings(tools, "tools")
+        if shown and chosen.tools_name is not None:
+            given[chosen.tools_name] = shown
         variables = {
             **_defaults(chosen),
             **self.special_tokens,
             **{name: plain(value, name) for name, value in given.items() if value is not None},
             **{name: plain(value, name) for name, value in kwargs.items()},
             "messages": template_messages(messages, null_content=not chosen.content_may_be_absent),
-            "tools": _mappings(tools, "tools"),
+            "tools": shown,
             "documents": _mappings(documents, "documents"),
             "add_generation_prompt": bool(add_generation_prompt),
         }
@@ -158,7 +166,7 @@ class ChatTemplate:
             raise TemplateError(
                 f"the model has no chat template named {DEFAULT!r}; {exists}. Name one of them."
             )
-        if tools and len(self._templates) > 1 and "tools" not in default.variables:
+        if tools and len(self._templates) > 1 and default.tools_name is None:
             raise TemplateError(
                 f"tools were given, but the model has no chat template named {TOOL_USE!r} and its "
                 f"default one knows no tools; {exists}"
