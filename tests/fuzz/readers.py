@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tramontane.errors import TramontaneError
 from tramontane.hooks import plugin_manager
-from tramontane.loading.loader import LoadRequest, load_text
+from tramontane.loading.loader import load_text
+from tramontane.loading.request import LoadRequest
 from tramontane.loading.tensors import SafetensorsFormat
 from tramontane.protocols import Checkpoint
 from tramontane_isq.imatrix import Imatrix, read_imatrix, write_cimatrix, write_gguf

@@ -59,6 +59,16 @@ def test_no_more_layers_are_believed_in_than_tensors_could_fill(
         _opened(path).config()
 
 
+@pytest.mark.parametrize("base", [0.0, -1.0])
+def test_rotary_frequencies_need_a_base_above_zero(base: float, tmp_path: Path) -> None:
+    freqs = {"rope_freqs.weight": np.linspace(1, 8, 8, dtype=np.float32)}
+    tensors = {"token_embd.weight": np.ones((9, 32), np.float32), **freqs}
+    path = tmp_path / "model.gguf"
+    _write_gguf(path, "llama", {**_LLAMA, "rope.freq_base": base}, tensors, vocabulary="gpt2")
+    with pytest.raises(CheckpointError, match="freq_base must be above zero"):
+        _opened(path).config()
+
+
 def test_piece_types_that_are_no_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     sample = _write_gguf(

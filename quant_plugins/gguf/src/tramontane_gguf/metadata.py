@@ -150,7 +150,7 @@ def config_of(
         "num_key_value_heads": meta.kv_heads(p, heads),
         "head_dim": head_dim,
         "max_position_embeddings": meta.positive(p + "context_length", 4096),
-        "rope_theta": meta.number(p + "rope.freq_base", _THETA.get(family.name, 10_000.0)),
+        "rope_theta": _theta(meta, family),
         "rope_scaling": rope_scaling(meta, family, factors),
         "tie_word_embeddings": "output.weight" not in names,
         family.bias: has_bias,
@@ -193,7 +193,15 @@ def config_of(
     return config
 
 
-_FEW_LAYERS = 256
+def _theta(meta: Metadata, family: Family) -> float:
+    key = f"{family.name}.rope.freq_base"
+    theta = meta.number(key, _THETA.get(family.name, 10_000.0))
+    if theta <= 0:
+        raise meta.fail(key, "above zero")
+    return theta
+
+
+_FEW_LAYERS = 64
 """So many cost nothing to build; which tensors they lack, the loader says best."""
 
 
@@ -283,7 +291,7 @@ def _llama3(meta: Metadata, family: Family, freqs: list[float]) -> dict[str, Any
     """
     low, high, original = 1.0, 4.0, 8192
     factor = max(freqs)
-    theta = meta.number(f"{family.name}.rope.freq_base", 10_000.0)
+    theta = _theta(meta, family)
     for i, given in enumerate(freqs):
         wavelength = 2 * math.pi * theta ** (i / len(freqs))
         smooth = (original / wavelength - low) / (high - low)
