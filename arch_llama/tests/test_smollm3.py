@@ -19,7 +19,11 @@ class TestSmolLm3(ArchitectureContract):
         "every second": {"no_rope_layer_interval": 2},
         "listed": {"no_rope_layers": [0, 1]},
         "with windows": {"no_rope_layer_interval": 2, **SLIDING},
-        "untied, with biases": {"tie_word_embeddings": False, "attention_bias": True},
+        "untied, with biases, multi-head": {
+            "tie_word_embeddings": False,
+            "attention_bias": True,
+            "num_key_value_heads": 4,
+        },
     }
     gguf_architecture = "smollm3"
     gguf_cases = ("every fourth layer without positions",)

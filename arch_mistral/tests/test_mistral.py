@@ -26,7 +26,17 @@ class TestMistral(ArchitectureContract):
         "window met while generating": {"sliding_window": 60},
         "no window": {"sliding_window": None},
         "head size of its own": {"sliding_window": None, "head_dim": 16},
-        "tied": {"sliding_window": None, "tie_word_embeddings": True},
+        "tied, multi-head, yarn": {
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
     }
 
 

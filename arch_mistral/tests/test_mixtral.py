@@ -23,10 +23,10 @@ class TestMixtral(ArchitectureContract):
         "one of six": {"num_experts_per_tok": 1},
         "all": {"num_experts_per_tok": 6},
         "with a window": {"sliding_window": 8},
-        "tied": {"tie_word_embeddings": True},
+        "tied, multi-head": {"tie_word_embeddings": True, "num_key_value_heads": 4},
     }
     gguf_architecture = "llama"
-    gguf_cases = ("two of six", "one of six", "tied")
+    gguf_cases = ("two of six", "one of six", "tied, multi-head")
 
 
 def _loaded(directory: Path) -> Any:

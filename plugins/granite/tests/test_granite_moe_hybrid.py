@@ -47,7 +47,8 @@ class TestGraniteMoeHybrid(ArchitectureContract):
             "mamba_d_head": "auto",
             "mamba_conv_bias": False,
         },
-        "biases, bounded steps": {
+        "biases, bounded steps, multi-head": {
+            "num_key_value_heads": 4,
             "mamba_proj_bias": True,
             "attention_bias": True,
             "time_step_limit": [0.0, 50.0],

@@ -21,7 +21,8 @@ class TestQwen3Moe(ArchitectureContract):
         "all, biases": {"num_experts_per_tok": 6, "attention_bias": True},
         "first layer dense": {"mlp_only_layers": [0]},
         "every second layer": {"num_hidden_layers": 4, "decoder_sparse_step": 2},
-        "window, tied": {
+        "window, tied, multi-head": {
+            "num_key_value_heads": 4,
             "use_sliding_window": True,
             "sliding_window": 8,
             "tie_word_embeddings": True,
