@@ -8,7 +8,7 @@
 #   make check-native     the CPU kernels' tests under address and undefined-behaviour sanitizers
 #   make fuzz SECONDS=600 damaged weight files at random, a share of the time for each reader
 #   make docs             write docs/models.md, run every sample of the documentation, check links
-#   make bench            measure speed on this machine
+#   make bench            measure speed on this machine, beside other engines; QUICK=1 in 5 minutes
 #   make clean            remove what the above have made
 
 PYTHON ?= python3
@@ -77,7 +77,8 @@ docs: $(STAMP)
 	$(PYTEST) -n 0 docs README.md CONTRIBUTING.md $(ARGS)
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(INSTALL) -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/run.py $(if $(QUICK),--quick) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

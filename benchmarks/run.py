@@ -15,30 +15,46 @@ from typing import Any
 
 import gguf
 import torch
+from chart import draw
+from peers import PEERS
 from rich.console import Console
 from rich.table import Table
 from synthetic import SHAPES, gguf_model
 
 HERE = Path(__file__).parent
 HEADINGS = {
-    "load_secs": "load s",
-    "peak_mb": "peak MB",
-    "cached_first_token_secs": "cached first token s",
+    "load_secs": "load, s",
+    "peak_mb": "peak, MB",
+    "peak_without_torch_mb": "peak without torch's import, MB",
+    "first_token_secs": "first token, prompt unknown, s",
+    "cached_first_token_secs": "first token, prefix cached, s",
 }
+QUESTION_TOKENS = 16
+"""What a prompt with a cached prefix goes on with."""
+QUICK = {"formats": ["q4_k_m"], "prefill": [], "depth": [512], "sequences": [8], "decode": 32}
+
+
+class EngineEndedError(RuntimeError):
+    """An engine's process is gone: it cannot load the model, or it failed on a command."""
 
 
 class Worker:
     """An engine with one model loaded, in a process of its own; idle until it is told to run.
 
     Attributes:
-        ready: what it said when it had loaded.
+        ready: what it said when it had loaded: ``load_secs``, and where they apply ``torch_mb``,
+            ``finds_prefixes`` (by itself, in prompts it has seen) and ``most_sequences``.
         peak_mb: of the process, so far.
     """
 
-    def __init__(self, python: str, script: str, model: Path, threads: int) -> None:
+    def __init__(self, python: str, script: str, model: Path, threads: int, log: Path) -> None:
         command = [python, str(HERE / "engines" / script), str(model), str(threads)]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        self._log = log
+        with log.open("w") as said:
+            self._process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=said, text=True
+            )
         self.ready = self._answer()
         self.peak_mb = 0.0
 
@@ -57,7 +73,7 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args} ended; see its message above")
+            raise EngineEndedError(f"{self._process.args} ended; see {self._log}")
         answer: dict[str, float] = json.loads(line)
         return answer
 
@@ -80,67 +96,104 @@ def token_bytes(file: Path) -> int:
     return sum(int(t.n_bytes) for t in tensors if t.name != "token_embd.weight")
 
 
-def measure(worker: Worker, args: argparse.Namespace, ours: bool) -> dict[str, float]:
-    """One round."""
+def measure(worker: Worker, args: argparse.Namespace) -> dict[str, float]:
+    """One round of what the engine can do."""
     figures = {}
     for tokens in args.prefill:
-        figures[f"prefill {tokens}"] = worker.run(prompt=tokens, decode=2, sequences=1)["prefill"]
+        if tokens not in args.depth:
+            got = worker.run(prompt=tokens, decode=2, sequences=1)
+            figures[f"prefill {tokens}"] = got["prefill"]
     for depth in args.depth:
         got = worker.run(prompt=depth, decode=args.decode, sequences=1)
+        figures[f"prefill {depth}"] = got["prefill"]
         figures[f"decode at {depth}"] = got["decode"]
-        figures.setdefault(f"prefill {depth}", got["prefill"])
     for count in args.sequences:
+        if count > worker.ready.get("most_sequences", count):
+            continue
         got = worker.run(prompt=128, decode=args.decode, sequences=count)
-        figures[f"decode {count} seq."] = got["decode"]
-        figures[f"total {count} seq."] = got["total"]
-    if ours:
-        worker.run(prompt=1000, decode=1, sequences=1)
-        again = worker.run(prompt=1000, decode=1, sequences=1, cached=True)
-        figures["cached_first_token_secs"] = again["seconds"]
+        figures[f"decode of {count}"] = got["decode"]
+        figures[f"total of {count}"] = got["total"]
+    if args.cached:
+        prompt = args.cached + QUESTION_TOKENS
+        got = worker.run(prompt=prompt, decode=1, sequences=1)
+        figures["first_token_secs"] = got["seconds"]
+        if worker.ready.get("finds_prefixes"):
+            again = worker.run(prompt=prompt, decode=1, sequences=1, cached=args.cached)
+            figures["cached_first_token_secs"] = again["seconds"]
     return figures
 
 
 def bench_format(
     name: str, args: argparse.Namespace, bytes_per_sec: float
 ) -> dict[str, dict[str, float]]:
-    """Medians of one weight format, by engine."""
+    """Medians of one weight format, by engine. An engine that ends is left out, and said to be."""
     file = gguf_model(args.out / f"{args.size}-{name}.gguf", SHAPES[args.size], name)
-    started = {"tramontane": Worker(sys.executable, "ours.py", file, args.threads)}
-    if args.llama_cpp:
-        started["llama.cpp"] = Worker(args.llama_cpp, "llamacpp.py", file, args.threads)
+    engines = {"tramontane": (sys.executable, "ours.py")}
+    for peer in PEERS:
+        if peer.option in args.peers:
+            engines[peer.name] = (args.interpreters[peer.option], peer.script)
+    started: dict[str, Worker] = {}
+    for engine, (python, script) in engines.items():
+        try:
+            log = args.out / f"{Path(script).stem}.log"
+            started[engine] = Worker(python, script, file, args.threads, log)
+        except EngineEndedError as error:
+            print(f"{name}: {engine} is left out: {error}", file=sys.stderr)
     rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in started}
     for _ in range(args.rounds):  # engines take turns: the machine's mood hits them alike
         for engine, worker in started.items():
-            rounds[engine].append(measure(worker, args, ours=engine == "tramontane"))
+            rounds[engine].append(measure(worker, args))
     figures = {}
     for engine, worker in started.items():
         got = {key: statistics.median(r[key] for r in rounds[engine]) for key in rounds[engine][0]}
         for depth in args.depth:
             share = got[f"decode at {depth}"] * token_bytes(file) / bytes_per_sec
             got[f"share of bandwidth at {depth}"] = share
-        figures[engine] = {**got, **worker.ready, "peak_mb": worker.peak_mb}
+        got |= {"load_secs": worker.ready["load_secs"], "peak_mb": worker.peak_mb}
+        got["peak_without_torch_mb"] = worker.peak_mb - worker.ready.get("torch_mb", 0.0)
+        figures[engine] = got
         worker.close()
     return figures
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SHAPES, default="small")
+    parser.add_argument("--size", choices=SHAPES, default="1b")
     parser.add_argument("--formats", nargs="+", default=["q4_k_m", "q8_0", "bf16"])
-    parser.add_argument("--prefill", nargs="*", type=int, default=[128])
-    parser.add_argument("--depth", nargs="*", type=int, default=[512])
-    parser.add_argument("--sequences", nargs="*", type=int, default=[8])
+    parser.add_argument("--prefill", nargs="*", type=int, default=[128, 512, 2048])
+    parser.add_argument("--depth", nargs="*", type=int, default=[128, 512, 4096])
+    parser.add_argument("--sequences", nargs="*", type=int, default=[1, 4, 8, 16])
+    parser.add_argument("--cached", type=int, default=1000, help="tokens of prefix; 0: leave out")
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--llama-cpp", metavar="PYTHON")
+    names = [peer.option for peer in PEERS]
+    parser.add_argument("--peers", nargs="*", choices=names, default=names)
+    parser.add_argument("--llama-cpp", metavar="PYTHON", help="interpreter that has the package")
+    parser.add_argument("--mistralrs", metavar="PYTHON", help="likewise")
     parser.add_argument("--out", type=Path, default=HERE / "out")
+    parser.add_argument("--chart", type=Path, help="PNG to write; OUT/speed.png otherwise")
+    parser.add_argument("--quick", action="store_true", help="ours and llama.cpp, in 5 minutes")
+    if "--quick" in sys.argv:
+        parser.set_defaults(**QUICK, peers=["llamacpp"])
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
+    given = {"llamacpp": args.llama_cpp, "mistral-rs": args.mistralrs}
+    args.interpreters = {
+        peer.option: given[peer.option] or peer.interpreter(args.out)
+        for peer in PEERS
+        if peer.option in args.peers
+    }
+    return args
+
+
+def main() -> None:
+    args = options()
     read = bandwidth()
     results: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "threads": args.threads,
+        "rounds": args.rounds,
         "read_gb_per_sec": read / 1e9,
         "size": args.size,
         "formats": {},
@@ -155,6 +208,7 @@ def main() -> None:
             table.add_row(HEADINGS.get(key, key), *("" if c is None else f"{c:.3g}" for c in cells))
         console.print(table)
         (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    draw(results, args.chart or args.out / "speed.png")
 
 
 if __name__ == "__main__":

@@ -3,30 +3,24 @@
 Usage: llamacpp.py FILE THREADS, then one JSON command a line on standard input.
 """
 
-import json
 import random
-import resource
-import sys
 import time
+from functools import partial
 
 import llama_cpp
+from worker import serve
 
 UBATCH = 512
 QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
-def main() -> None:
-    file, threads = sys.argv[1], int(sys.argv[2])
-    begin = time.perf_counter()
+def load(file: str, threads: int) -> partial:
     llama_cpp.llama_log_set(QUIET, None)
     llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        file.encode(), llama_cpp.llama_model_default_params()
-    )
-    run(model, threads, prompt=1, decode=1, sequences=1)
-    print(json.dumps({"load_secs": time.perf_counter() - begin}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(run(model, threads, **json.loads(line))), flush=True)
+    params = llama_cpp.llama_model_default_params()
+    model = llama_cpp.llama_model_load_from_file(file.encode(), params)
+    assert model, f"llama.cpp cannot load {file}"
+    return partial(run, model, threads)
 
 
 def run(model: object, threads: int, *, prompt: int, decode: int, sequences: int) -> dict:
@@ -63,8 +57,8 @@ def run(model: object, threads: int, *, prompt: int, decode: int, sequences: int
         "prefill": sequences * prompt / (prefilled - begin),
         "decode": sequences * decode / (done - prefilled),
         "total": sequences * decode / (done - begin),
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "seconds": done - begin,
     }
 
 
-main()
+serve(load)
