@@ -19,6 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from tramontane.errors import TramontaneError
+from tramontane_cli.bench import bench
 from tramontane_cli.doctor import doctor
 from tramontane_cli.plugins import plugins
 from tramontane_cli.run import run
@@ -109,6 +110,7 @@ def options(
 
 
 app.command()(run)
+app.command()(bench)
 app.command()(plugins)
 app.command()(doctor)
 
