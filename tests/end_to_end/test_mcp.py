@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tramontane import ChatCompletionResponse, Runner, SourceError, ValidationError, Which
-from tramontane.errors import MissingPluginError
+from tramontane.errors import MissingPluginError, TemplateError
 from tramontane.hooks import PluginManager
 from tramontane.settings import RunnerSettings
 
@@ -64,6 +64,24 @@ def test_the_model_uses_the_tool_of_a_server_beside_one_that_fails() -> None:
         assert "no key in the drawer" in status["server1"]["error"]
         family = psutil.Process().children(recursive=True)
     assert not any(process.is_running() for process in family)
+
+
+def test_a_model_that_sees_no_tools_talks_without_them(
+    model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    which = Which.Plain(model_id=str(model_dir))
+    request = {"messages": "Hello", "max_tokens": 2}
+    with Runner(which=which, mcp_client_config=servers(SUMS)) as runner:
+        for _ in range(2):
+            assert runner.send_chat_completion_request(request)
+        told = [r for r in caplog.records if "shows the model no tools" in r.getMessage()]
+        assert len(told) == 1
+        for asking in (
+            {"tool_choice": "required"},
+            {"tool_schemas": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        ):
+            with pytest.raises(TemplateError, match="shows the model none"):
+                runner.send_chat_completion_request({**request, **asking})
 
 
 def test_the_environment_may_name_the_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tramontane.pipeline.stream import GenerationStream
     from tramontane.protocols.pipeline import Pipeline
     from tramontane.tools.loop import ToolStream
+
+log = logging.getLogger(__name__)
 
 METHODS = {
     "chat": "send_chat_completion_request",
@@ -54,6 +57,7 @@ class Router:
         self._search = settings.web_search()
         self._max_tool_rounds = settings.max_tool_rounds
         self._plugins = plugins
+        self._told: set[str] = set()  # models whose users know that they see no tools
 
     def generate(self, action: str, request: Any, model_id: str | None) -> Any:
         """A chat or a completion: the response, or a stream where the request wants one."""
@@ -79,6 +83,8 @@ class Router:
         start = partial(self._start, name, action)
         if action != "chat" or not (self._tools or request.web_search_options is not None):
             return start(request)
+        if not self._sees_tools(request, name):
+            return start(request)
         tools = self._tools_of(request, name).beside(request)
         request = evolve(request, tool_schemas=tools.offered(request) or None)
         limit = request.max_tool_rounds
@@ -94,6 +100,25 @@ class Router:
         from tramontane.tools.loop import ToolStream
 
         return ToolStream(request, start, tools, limit)
+
+    def _sees_tools(self, request: ChatCompletionRequest, name: str) -> bool:
+        """Whether the model can be shown the runner's tools. A request that asks for tools itself
+        is told that it cannot; another one does without, and the log says so once."""
+        if request.tool_schemas or request.web_search_options is not None:
+            return True
+        if request.tool_choice not in (None, ToolChoice.Auto):
+            return True
+        with self._models.using(name) as pipeline:
+            if getattr(pipeline, "shows_tools", True):
+                return True
+        if name not in self._told:
+            self._told.add(name)
+            log.warning(
+                "the chat template of %s shows the model no tools, so those of the runner are "
+                "not offered to it; give it a chat_template that does",
+                name,
+            )
+        return False
 
     def _tools_of(self, request: ChatCompletionRequest, name: str) -> ToolRegistry:
         """The runner's tools, and web search where a request asks for it."""

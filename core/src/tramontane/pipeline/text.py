@@ -276,6 +276,11 @@ class TextPipeline:
     def max_sequence_length(self) -> int | None:
         return self._engine.max_seq_len
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the chat template shows the model tools."""
+        return self._turns.shows_tools
+
     def stats(self) -> dict[str, Any]:
         return self._facts | self._engine.stats()
 

@@ -67,6 +67,11 @@ class Turns:
         self._plugins = plugins
         self._mark = mark
 
+    @property
+    def shows_tools(self) -> bool:
+        """Whether the template has a place for tools."""
+        return self._template is not None and self._template.mentions_tools
+
     def of(self, request: ChatCompletionRequest) -> Turn:
         """Render the prompt, and find out how to read the answer to it.
 

@@ -72,7 +72,8 @@ class Pipeline(Protocol):
 
     What each kind serves beyond this is looked up by the runner by name: ``chat`` and
     ``complete`` (text, vision), ``embed``, ``generate_image``, ``generate_audio``,
-    ``tokenize``, ``detokenize``.
+    ``tokenize``, ``detokenize``. One that chats may say by ``shows_tools`` that its template shows
+    the model no tools; those of the runner are then not offered to it.
     """
 
     kind: ClassVar[ModelKind]
