@@ -28,12 +28,12 @@ FLAGS = [
     "-g0",
 ]
 SOURCES: dict[str, list[str]] = {
-    "native/isa_portable.cpp": ["-O2"],
+    "native/isa_portable.cpp": ["-O3"],
     "native/api.cpp": ["-O2"],
     "native/attention.cpp": ["-O2"],
     "native/block.cpp": ["-O2"],
     "native/work.cpp": ["-O2"],
-    "native/pack.cpp": ["-O3"],
+    "native/pack.cpp": ["-O2"],
 }
 if X86:
     SOURCES["native/isa_avx2.cpp"] = ["-O3", *AVX2]

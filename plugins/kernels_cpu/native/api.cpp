@@ -28,7 +28,7 @@ const Isa& isa() { return *chosen; }
 
 using namespace tmk;
 
-EXPORT int64_t tmk_version() { return 2; }
+EXPORT int64_t tmk_version() { return 3; }
 
 // Chooses an instruction set by name, or the best proven one for "auto". Weights that were packed
 // before must not be used afterwards. Gives the name in use, or null when this processor lacks it.
@@ -54,11 +54,12 @@ EXPORT int64_t tmk_packed_bytes(int32_t type, int64_t rows, int64_t cols) {
   return int64_t(panel_bytes(type, isa().lanes, cols)) * ((rows + isa().lanes - 1) / isa().lanes);
 }
 
-// `src` has rows · cols values in ggml blocks, `dst` tmk_packed_bytes bytes at a multiple of 64.
-EXPORT int64_t tmk_pack(int32_t type, int64_t rows, int64_t cols, const uint8_t* src, uint8_t* dst,
-                        int32_t threads) {
+// `src` has rows in ggml blocks, `dst` tmk_packed_bytes bytes at a multiple of 64. Row i is row
+// order[i] of `src`, or row i where `order` is null.
+EXPORT int64_t tmk_pack(int32_t type, int64_t rows, int64_t cols, const uint8_t* src,
+                        const int64_t* order, uint8_t* dst, int32_t threads) {
   const int64_t size = tmk_packed_bytes(type, rows, cols);
-  return size < 0 ? size : pack_weight(type, isa().lanes, rows, cols, src, dst, threads);
+  return size < 0 ? size : pack_weight(isa(), type, rows, cols, src, order, dst, threads);
 }
 
 // out[t, :] = w · x[t] for T tokens; `stride` numbers from one row of `out` to the next.

@@ -31,12 +31,16 @@ constexpr int kTiles = 2;  // functions for one token, and for a tile of tokens
 using TileFn = void (*)(const uint8_t* panel, const Activations& x, int64_t first, float* out,
                         int64_t stride);
 
+// Rows in ggml blocks into one panel; false where a scale is no finite number.
+using PackFn = bool (*)(int rows, int64_t cols, const uint8_t* const* src, uint8_t* panel);
+
 struct Isa {
   const char* name;
   int lanes;
   int tile;  // tokens of the larger TileFn
   bool wide;  // whether `Activations::wide` is read
   TileFn linear[40][kTiles];  // by weight type
+  PackFn pack[40];              // by weight type
   // Groups first … last - 1 of `super` columns of one token.
   void (*quantize)(const float* x, const Activations& out, int64_t token, int super, int64_t first,
                    int64_t last);

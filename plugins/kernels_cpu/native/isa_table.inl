@@ -1,6 +1,7 @@
 // Fills the function table of one instruction set. TMK_VECTOR is its vector struct.
 #include "float_ops.inl"
 #include "linear.inl"
+#include "pack.inl"
 
 namespace tmk {
 namespace {
@@ -14,7 +15,8 @@ Isa make_table(const char* name) {
   isa.wide = V::wide;
 #define X(F)                                          \
   isa.linear[k##F][0] = tile<V, F, 1>;                \
-  isa.linear[k##F][1] = tile<V, F, V::tile>;
+  isa.linear[k##F][1] = tile<V, F, V::tile>;          \
+  isa.pack[k##F] = pack_panel<F, V::L>;
   TMK_FORMATS(X)
 #undef X
   isa.quantize = quantize_token;

@@ -104,6 +104,17 @@ def test_many_tokens_equal_one_at_a_time() -> None:
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("name", ["q4_k", "q8_0"])
+def test_rows_stored_in_another_order_are_packed_as_if_copied(name: str) -> None:
+    stored = random_weight(name, 20, 512)
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(4))
+    chosen = stored.select(order).rows(3, 20)
+    copied = GgmlWeight.from_name(chosen.blocks.view(-1), name, (17, 512))
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(packed_linear(x, prepare(chosen)), packed_linear(x, prepare(copied)))
+    assert torch.equal(copied.dequantize(), stored.dequantize()[order][3:])
+
+
 def test_shapes_types_and_bias() -> None:
     weight = random_weight("q8_0", 33, 64)
     packed = prepare(weight)

@@ -23,14 +23,14 @@ LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 2
+_VERSION = 3
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_version": (_long, ()),
     "tmk_select": (ctypes.c_char_p, (ctypes.c_char_p,)),
     "tmk_packed_bytes": (_long, (_int, _long, _long)),
-    "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _int)),
+    "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _pointer, _int)),
     "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
     "tmk_attention": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
     "tmk_block": (_long, (*[_pointer] * 5, _int)),

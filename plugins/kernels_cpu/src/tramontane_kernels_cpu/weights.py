@@ -78,16 +78,20 @@ class NativeWeight:
         if experts not in ([], [1]):
             raise ValueError(f"a stack of {experts} matrices is no linear weight")
         kind = TYPES[weight.format]
-        blocks: Tensor = weight.blocks.contiguous()  # type: ignore[attr-defined]
+        found: Any = weight
         self.shape = (rows, cols)
         self.dense: Tensor | None = None
         if weight.format in PLAIN:
             self.super_columns = 0
-            self.data = blocks
-            self.dense = blocks.view(PLAIN[weight.format][1]).view(rows, cols)
+            self.data = found.blocks.contiguous()
+            self.dense = self.data.view(PLAIN[weight.format][1]).view(rows, cols)
         else:
             self.super_columns = 256 if kind in _K_QUANTS else 32
-            self.data = _panels(library.calls, kind, blocks, weight)
+            # Rows that a format keeps in another order than the weight's go straight to their
+            # places.
+            order: Tensor | None = getattr(found, "order", None)
+            stored: Tensor = found.blocks if order is None else found.stored
+            self.data = _panels(library.calls, kind, stored.contiguous(), order, weight)
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self._record = LinearRecord(
             kind,
@@ -130,12 +134,17 @@ def repack(weight: PackedWeight) -> NativeWeight:
     return _packed[weight]
 
 
-def _panels(calls: Any, kind: int, blocks: Tensor, weight: PackedWeight) -> Tensor:
+def _panels(
+    calls: Any, kind: int, blocks: Tensor, order: Tensor | None, weight: PackedWeight
+) -> Tensor:
     *_, rows, cols = weight.shape
     size = calls.tmk_packed_bytes(kind, rows, cols)
     check(size)
     data = _aligned(size)
-    status = calls.tmk_pack(kind, rows, cols, blocks.data_ptr(), data.data_ptr(), threads())
+    if order is not None:
+        order = order.to(torch.int64).contiguous()
+    places = None if order is None else order.data_ptr()
+    status = calls.tmk_pack(kind, rows, cols, blocks.data_ptr(), places, data.data_ptr(), threads())
     if status == -3:
         raise CheckpointError(
             f"a weight of type {weight.format} and shape {list(weight.shape)} has a block "

@@ -26,15 +26,23 @@ class GgmlWeight(PackedWeight):
         format: ``"gguf."`` and the lower-case ggml type name, ``"gguf.q4_k"``.
         shape: logical shape, torch order.
         type: the ggml type.
-        blocks: [*shape[:-1], bytes of a row] uint8, as in the file; often a view of its mapping.
-        mapped: whether ``blocks`` is such a view, which nobody writes to.
+        stored: [*shape[:-1], bytes of a row] uint8, as in the file; often a view of its mapping.
+        mapped: whether ``stored`` is such a view, which nobody writes to.
+        order: [N]: row i of the weight is row ``order[i]`` of ``stored``, on the first axis; None
+            where the two agree.
 
     Raises:
         ValueError: rows are not whole blocks, or ``blocks`` does not have that many bytes.
     """
 
     def __init__(
-        self, blocks: Tensor, kind: GgmlType, shape: Sequence[int], *, mapped: bool = False
+        self,
+        blocks: Tensor,
+        kind: GgmlType,
+        shape: Sequence[int],
+        *,
+        mapped: bool = False,
+        order: Tensor | None = None,
     ) -> None:
         shape = tuple(shape)
         if not shape or shape[-1] % kind.block_size:
@@ -53,30 +61,42 @@ class GgmlWeight(PackedWeight):
         self.type = kind
         self.format = f"gguf.{kind.name}"
         self.shape = shape
-        self.blocks = blocks.view(*shape[:-1], row_bytes)
+        self.stored = blocks.view(*shape[:-1], row_bytes)
         self.mapped = mapped
+        self.order = order
+        if order is not None:
+            self.shape = (order.shape[0], *shape[1:])
+            if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < shape[0]:
+                raise ValueError(f"the order of rows names some beyond the {shape[0]} there are")
 
     @classmethod
     def from_name(cls, blocks: Tensor, type_name: str, shape: Sequence[int]) -> Self:
         """The same from a type name, ``"q4_k"``. Raises KeyError for a name ggml lacks."""
         return cls(blocks, BY_NAME[type_name], shape)
 
+    @property
+    def blocks(self) -> Tensor:
+        """The rows' bytes, [*shape[:-1], bytes of a row]: as stored, or a copy in their order."""
+        return self.stored if self.order is None else self.stored.index_select(0, self.order)
+
     def __repr__(self) -> str:
         return f"GgmlWeight({self.format}, shape={list(self.shape)}, device={self.device})"
 
     @property
     def nbytes(self) -> int:
-        return self.blocks.numel()
+        return _product(self.shape[:-1]) * self.stored.shape[-1]
 
     @property
     def device(self) -> torch.device:
-        return self.blocks.device
+        return self.stored.device
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return _decoded(self.blocks, self.type, dtype).view(self.shape)
 
     def rows(self, start: int, stop: int) -> Self:
-        part = self.blocks[start:stop]
+        if self.order is not None:
+            return self._reordered(self.order[start:stop])
+        part = self.stored[start:stop]
         shape = (part.shape[0], *self.shape[1:])
         return type(self)(part, self.type, shape, mapped=self.mapped)
 
@@ -86,8 +106,8 @@ class GgmlWeight(PackedWeight):
         if not self.mapped or not hasattr(mmap, "MADV_DONTNEED"):
             return
         page = mmap.PAGESIZE
-        first = -(-self.blocks.data_ptr() // page) * page
-        last = (self.blocks.data_ptr() + self.nbytes) // page * page
+        first = -(-self.stored.data_ptr() // page) * page
+        last = (self.stored.data_ptr() + self.stored.nbytes) // page * page
         if last > first:
             # Advice: where it is not taken, nothing is lost but memory.
             madvise = ctypes.CDLL(None).madvise
@@ -95,13 +115,27 @@ class GgmlWeight(PackedWeight):
             madvise(first, last - first, mmap.MADV_DONTNEED)
 
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        chosen = self.blocks.index_select(0, index.to(self.device))
+        chosen = self.stored.index_select(0, self._places(index))
         return _decoded(chosen, self.type, dtype).view(-1, *self.shape[1:])
 
     def select(self, order: Tensor) -> Self:
-        """Rows ``order`` [N] of the first axis, still packed; a copy."""
-        chosen = self.blocks.index_select(0, order.to(self.device))
-        return type(self)(chosen, self.type, (chosen.shape[0], *self.shape[1:]))
+        """Rows ``order`` [N] of the first axis, still packed; shares memory.
+
+        Raises:
+            ValueError: there is no such row.
+        """
+        if order.numel() and not 0 <= int(order.min()) <= int(order.max()) < self.shape[0]:
+            raise ValueError(f"{self!r} does not have all the rows that are asked for")
+        return self._reordered(self._places(order))
+
+    def _places(self, index: Tensor) -> Tensor:
+        """Where rows ``index`` are stored."""
+        index = index.to(self.device)
+        return index if self.order is None else self.order[index]
+
+    def _reordered(self, order: Tensor) -> Self:
+        shape = (self.stored.shape[0], *self.shape[1:])
+        return type(self)(self.stored, self.type, shape, mapped=self.mapped, order=order)
 
     def to(self, device: torch.device) -> Self:
         if self.device == torch.device(device):

@@ -134,8 +134,9 @@ class _Source:
 
 
 class GgufCheckpoint:
-    """One opened model. Tensors are views of the mapped files; only the q and k rows of
-    architectures that rotate adjacent pairs are copied, into Hugging Face's order."""
+    """One opened model. Tensors are views of the mapped files; the q and k rows of
+    architectures that rotate adjacent pairs come in Hugging Face's order: packed ones as an order
+    of rows beside the view, plain ones as a copy."""
 
     def __init__(self, containers: Sequence[Container]) -> None:
         self._containers = list(containers)
