@@ -1,6 +1,6 @@
 """An MCP server with three tools and a note, on standard input and output.
 
-    tramontane run --mcp-config examples/mcp.json "What is 17 plus 25?"
+tramontane run --mcp-config examples/mcp.json "What is 17 plus 25?"
 """
 
 import math

@@ -1,25 +1,8 @@
 // Panels of a whole weight, several threads at once.
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "api.h"
 #include "pack.inl"
 
 namespace tmk {
-namespace {
-
-// Fresh memory in large pages: one fault where there were 512, and fewer misses when it is read.
-void prefer_large_pages(uint8_t* data, size_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kLarge = uintptr_t(1) << 21;
-  const uintptr_t first = (uintptr_t(data) + kLarge - 1) & ~(kLarge - 1);
-  const uintptr_t last = (uintptr_t(data) + size) & ~(kLarge - 1);
-  if (last > first) madvise((void*)first, last - first, MADV_HUGEPAGE);  // advice: may fail
-#endif
-}
-
-}  // namespace
 
 size_t panel_bytes(int type, int lanes, int64_t cols) {
   switch (type) {
@@ -65,7 +48,6 @@ int64_t pack_weight(const Isa& isa, int type, int64_t rows, int64_t cols, const 
   const size_t row_bytes = size_t(cols / block_columns(type)) * block_bytes(type);
   const size_t size = panel_bytes(type, L, cols);
   const PackFn panel = isa.pack[type];
-  prefer_large_pages(dst, size * panels);
   int64_t bad = 0;
 #pragma omp parallel for schedule(dynamic, 4) num_threads(threads) reduction(+ : bad)
   for (int64_t i = 0; i < panels; i++) {
