@@ -6,15 +6,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import nn
 
 from tramontane.hooks import ArchitectureSpec
 from tramontane.loading.device import choose_device
 from tramontane.loading.device_map import DeviceMap
-from tramontane.loading.dtype import choose_dtype, survey
-from tramontane.loading.in_situ import in_situ_quantizer
-from tramontane.loading.loader import Draft
+from tramontane.loading.draft import PlacedDraft, checked_quantizer
 from tramontane.loading.opening import (
     config_data,
     find_architecture,
@@ -24,13 +22,13 @@ from tramontane.loading.opening import (
     open_weights,
     quantized_view,
 )
-from tramontane.loading.placement import Layout, check_types, place_layers
 from tramontane.loading.plan import CacheRequest, plan_memory
 from tramontane.loading.request import LoadRequest
 from tramontane.loading.sentence_modules import (
     FILES,
     SentenceModules,
     longest_text,
+    modules_beside,
     modules_in,
     read_modules,
 )
@@ -77,11 +75,7 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
     """
     plugins = request.plugins
     device = choose_device()
-    in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
-    if in_situ is not None and request.in_situ is not None:
-        in_situ.check(request.in_situ, device)
-        if request.topology is not None:
-            check_types(request.topology, in_situ, device)
+    in_situ = checked_quantizer(request, device)
     files = find_weights(request, beside=FILES)
     checkpoint = open_weights(request, files)
     try:
@@ -93,61 +87,36 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         tokenizer = find_tokenizer(
             request, files.directory, checkpoint.tokenizer(), config.vocab_size, ends=True
         )
-        inventory = survey(checkpoint)
-        draft = Draft.of(architecture, config, checkpoint)
-        layout = Layout(
-            model=draft.model,
-            arrangement=draft.arrangement,
-            specs=architecture.cache_specs(config),
-            topology=request.topology,
-        )
-        layout.check()
-        packing = None
-        if in_situ is not None and request.in_situ is not None:
-            settings = evolve(request.in_situ, override=layout.override())
-            packing = in_situ.plan(draft.model, draft.arrangement.aliases, settings, device)
-            inventory = inventory.quantized(packing.elements, packing.packed_bytes)
-        dtype = choose_dtype(request.dtype, inventory, device)
-        request.reserve(inventory.bytes_as(dtype))
-        device_map, parts = place_layers(
-            layout,
+        placed = PlacedDraft.of(
+            request,
+            architecture,
+            config,
             checkpoint,
-            config=config,
-            inventory=inventory,
-            packing=packing,
-            request=CacheRequest(),
-            device_layers=request.device_layers,
-            dtype=dtype,
+            in_situ=in_situ,
             device=device,
+            beside=modules_beside(checkpoint),
         )
+        main = placed.device_map.main
         if "pooling_type" in data:  # a GGUF file
-            modules = modules_in(checkpoint, data, config.hidden_size, device=device_map.main)
+            modules = modules_in(checkpoint, data, config.hidden_size, device=main)
         else:
             modules = read_modules(
                 files.directory,
                 config.hidden_size,
                 open_checkpoint=partial(open_checkpoint, plugins=plugins),
                 plugins=plugins,
-                device=device_map.main,
+                device=main,
             )
         plan_memory(  # nothing is kept between texts: only the weights have to fit
-            inventory=inventory,
+            inventory=placed.inventory,
             specs=(),
             max_positions=config.max_position_embeddings,
             request=CacheRequest(),
-            dtype=dtype,
-            device=device_map.main,
-            parts=parts,
+            dtype=placed.dtype,
+            device=main,
+            parts=placed.parts,
         )
-        model = draft.bind(
-            checkpoint,
-            dtype=dtype,
-            device=device_map.main,
-            device_map=device_map,
-            in_situ=packing,
-            steps=request.steps,
-            on_progress=request.on_progress,
-        )
+        model = placed.bind(request, checkpoint)
     finally:
         checkpoint.close()
     return LoadedEmbedder(
@@ -156,9 +125,9 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         architecture=spec,
         modules=modules,
         tokenizer=tokenizer,
-        dtype=dtype,
-        device=device_map.main,
-        device_map=device_map,
+        dtype=placed.dtype,
+        device=main,
+        device_map=placed.device_map,
         weight_bytes=weight_bytes(model) + sum(weight_bytes(m) for m in modules.rest),
         max_seq_len=longest_text(files.directory, config.max_position_embeddings),
     )

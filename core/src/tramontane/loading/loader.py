@@ -8,18 +8,16 @@ is costly.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import nn
 
 from tramontane.hooks import ArchitectureSpec
 from tramontane.loading.device import choose_device
 from tramontane.loading.device_map import DeviceMap
-from tramontane.loading.dtype import choose_dtype, survey
-from tramontane.loading.in_situ import in_situ_quantizer, report_slow
-from tramontane.loading.layers import LayerNames
+from tramontane.loading.draft import Draft, PlacedDraft, checked_quantizer
 from tramontane.loading.opening import (
     config_data,
     find_architecture,
@@ -29,23 +27,17 @@ from tramontane.loading.opening import (
     open_weights,
     quantized_view,
 )
-from tramontane.loading.placement import Layout, check_types, device_of, elsewhere, place_layers
 from tramontane.loading.plan import MemoryPlan, plan_memory
 from tramontane.loading.request import BoundModel, LoadRequest
-from tramontane.loading.rules import Arrangement, arrange
-from tramontane.loading.weights import Binder, Step, wanted_names, weight_bytes
-from tramontane.nn import bind_kernels, install_transfers
-from tramontane.protocols import (
-    Checkpoint,
-    InSituPlan,
-)
+from tramontane.loading.weights import Step, weight_bytes
+from tramontane.protocols import Checkpoint
 from tramontane.protocols.in_situ import Override
 from tramontane.protocols.pipeline import Progress
 from tramontane.text.chat_template import ChatTemplate, find_chat_template
 from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
 from tramontane.text.tokenizer import Tokenizer
 
-__all__ = ["BoundModel", "Draft", "LoadRequest", "LoadedModel", "build", "load_text"]
+__all__ = ["BoundModel", "LoadRequest", "LoadedModel", "build", "load_text"]
 
 
 @frozen(kw_only=True)
@@ -98,11 +90,7 @@ def load_text(request: LoadRequest) -> LoadedModel:
     """
     plugins = request.plugins
     device = choose_device()
-    in_situ = None if request.in_situ is None else in_situ_quantizer(plugins)
-    if in_situ is not None and request.in_situ is not None:
-        in_situ.check(request.in_situ, device)
-        if request.topology is not None:
-            check_types(request.topology, in_situ, device)
+    in_situ = checked_quantizer(request, device)
     files = find_weights(request)
     side = files.directory
     if request.tok_model_id is not None:
@@ -124,57 +112,25 @@ def load_text(request: LoadRequest) -> LoadedModel:
             special_tokens=tokenizer.special_tokens,
         )
         generation_config = read_generation_config(side)
-        draft = Draft.of(architecture, config, checkpoint)
-        layout = Layout(
-            model=draft.model,
-            arrangement=draft.arrangement,
-            specs=architecture.cache_specs(config),
-            topology=request.topology,
-        )
-        layout.check()
-        inventory = survey(checkpoint, draft.arrangement.stored)
-        packing, override = None, layout.override()
-        if in_situ is not None and request.in_situ is not None:
-            settings = evolve(request.in_situ, override=override)
-            packing = in_situ.plan(draft.model, draft.arrangement.aliases, settings, device)
-            inventory = inventory.quantized(packing.elements, packing.packed_bytes)
-        dtype = choose_dtype(request.dtype, inventory, device)
-        left = request.reserve(inventory.bytes_as(dtype))
-        device_map, parts = place_layers(
-            layout,
-            checkpoint,
-            config=config,
-            inventory=inventory,
-            packing=packing,
-            request=request.cache,
-            device_layers=request.device_layers,
-            dtype=dtype,
-            device=device,
+        placed = PlacedDraft.of(
+            request, architecture, config, checkpoint, in_situ=in_situ, device=device
         )
         plan = plan_memory(
-            inventory=inventory,
-            specs=layout.specs,
+            inventory=placed.inventory,
+            specs=placed.layout.specs,
             max_positions=config.max_position_embeddings,
             request=request.cache,
-            dtype=dtype,
-            device=device_map.main,
-            left=left,
-            parts=parts,
+            dtype=placed.dtype,
+            device=placed.device_map.main,
+            left=placed.left,
+            parts=placed.parts,
         )
         request.reserve(plan.weight_bytes + plan.cache_bytes)
-        model = draft.bind(
-            checkpoint,
-            dtype=dtype,
-            device=device_map.main,
-            device_map=device_map,
-            in_situ=packing,
-            steps=request.steps,
-            on_progress=request.on_progress,
-        )
+        model = placed.bind(request, checkpoint)
         if request.save is not None:
             bound = BoundModel(
                 model=model,
-                arrangement=draft.arrangement,
+                arrangement=placed.draft.arrangement,
                 checkpoint=checkpoint,
                 config=data,
                 directory=side,
@@ -192,10 +148,10 @@ def load_text(request: LoadRequest) -> LoadedModel:
         chat_template=template,
         eos_token_ids=end_of_turn_ids(tokenizer, generation_config, *extra_eos),
         generation_config=generation_config,
-        dtype=dtype,
-        device=device_map.main,
-        device_map=device_map,
-        override=override,
+        dtype=placed.dtype,
+        device=placed.device_map.main,
+        device_map=placed.device_map,
+        override=placed.override,
         weight_bytes=weight_bytes(model),
         max_seq_len=plan.max_seq_len,
         plan=plan,
@@ -219,68 +175,3 @@ def build(
     """
     draft = Draft.of(architecture, config, checkpoint)
     return draft.bind(checkpoint, dtype=dtype, device=device, steps=steps, on_progress=on_progress)
-
-
-@frozen
-class Draft:
-    """A model without weights, and which tensors of a checkpoint will make them.
-
-    Attributes:
-        model: every parameter on the meta device.
-        arrangement: how each comes out of the checkpoint.
-    """
-
-    model: nn.Module
-    arrangement: Arrangement
-
-    @classmethod
-    def of(cls, architecture: type[Any], config: Any, checkpoint: Checkpoint) -> Self:
-        """Lay out the model and match its names with the checkpoint's.
-
-        Raises:
-            CheckpointError: they do not fit.
-        """
-        with torch.device("meta"):
-            model: nn.Module = architecture(config)
-        rules = getattr(architecture, "WEIGHTS", ())
-        return cls(model, arrange(checkpoint.names(), wanted_names(model), rules, config))
-
-    def bind(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        device_map: DeviceMap | None = None,
-        in_situ: InSituPlan | None = None,
-        steps: Sequence[Step] = (),
-        on_progress: Progress | None = None,
-    ) -> nn.Module:
-        """The model with its weights in place, kernels bound.
-
-        Args:
-            device_map: where its layers go; None for ``device``.
-
-        Raises:
-            CheckpointError: shapes or dtypes do not fit.
-        """
-        device_map = device_map or DeviceMap.single(device, 0)
-        binder = Binder(
-            self.model,
-            checkpoint,
-            self.arrangement,
-            dtype=dtype,
-            device=device,
-            device_of=device_of(self.model, device_map) if device_map.is_split else None,
-            in_situ=in_situ,
-            steps=steps,
-            on_progress=on_progress,
-        )
-        model = binder.run().eval()
-        bind_kernels(model, device, dtype, elsewhere(model, device_map))
-        if device_map.is_split:
-            layers = LayerNames.of(model, len(device_map.layers)).modules(model)
-            install_transfers(list(layers), device_map.layers, device_map.main)
-        if in_situ is not None:
-            report_slow(model, device)
-        return model

@@ -132,6 +132,11 @@ def read_modules(
     return SentenceModules(pooling, tuple(rest), width)
 
 
+def modules_beside(checkpoint: Checkpoint) -> list[str]:
+    """Tensors of a GGUF file that are linear layers after the model."""
+    return [name for name in checkpoint.names() if name.startswith(GGUF_DENSE)]
+
+
 def modules_in(
     checkpoint: Checkpoint, data: Mapping[str, Any], hidden_size: int, *, device: torch.device
 ) -> SentenceModules:

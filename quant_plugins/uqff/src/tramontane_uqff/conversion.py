@@ -10,10 +10,11 @@ from torch import Tensor
 
 from tramontane.errors import ModelKindError
 from tramontane.hooks import PluginManager
+from tramontane.loading.draft import Draft
 from tramontane.loading.dtype import choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer
-from tramontane.loading.loader import BoundModel, Draft
 from tramontane.loading.opening import find_architecture
+from tramontane.loading.request import BoundModel
 from tramontane.loading.stored import StoredModel
 from tramontane.protocols import InSituSettings
 from tramontane.protocols.pipeline import Progress
