@@ -7,13 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tramontane.errors import CheckpointError, ConfigError
-from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.nn import PackedLinear
 from tramontane_bitsandbytes.reader import BitsAndBytesReader
-from tramontane_testkit.models import tiny_llama
+from tramontane_testkit.packed_models import layer_modules, packed_model
 
 RNG = np.random.default_rng(0)
 TABLES = {
@@ -29,23 +27,27 @@ def blob(state):
 
 
 def four_bits(shape, kind="nf4", *, nested=False, block=64, storage=torch.uint8):
-    """Parts of a weight by what follows its name, and what they mean."""
+    """Parts of a weight by what follows the module's name, and what they mean."""
     count = shape[0] * shape[1]
     codes = RNG.integers(0, 16, count).astype(np.uint8)
     blocks = -(-count // block)
     state = {"quant_type": kind, "blocksize": block, "dtype": "bfloat16", "shape": list(shape)}
     scales = RNG.uniform(0.01, 0.02, blocks).astype(np.float32)
-    parts = {".absmax": scales, ".quant_map": TABLES[kind]}
+    parts = {"weight.absmax": scales, "weight.quant_map": TABLES[kind]}
     if nested:
         small = RNG.integers(0, 256, blocks).astype(np.uint8)
         table = RNG.uniform(-0.005, 0.005, 256).astype(np.float32)
         large = RNG.uniform(0.5, 1, -(-blocks // 256)).astype(np.float32)
-        parts |= {".absmax": small, ".nested_absmax": large, ".nested_quant_map": table}
+        parts |= {
+            "weight.absmax": small,
+            "weight.nested_absmax": large,
+            "weight.nested_quant_map": table,
+        }
         state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.015}
         scales = table[small] * large[np.arange(blocks) // 256] + np.float32(0.015)
     parts = {key: torch.from_numpy(value.copy()) for key, value in parts.items()}
-    parts[""] = torch.from_numpy(codes[0::2] << 4 | codes[1::2]).view(storage).unsqueeze(1)
-    parts[f".quant_state.bitsandbytes__{kind}"] = blob(state)
+    parts["weight"] = torch.from_numpy(codes[0::2] << 4 | codes[1::2]).view(storage).unsqueeze(1)
+    parts[f"weight.quant_state.bitsandbytes__{kind}"] = blob(state)
     plain = TABLES[kind][codes] * scales[np.arange(count) // block]
     return parts, plain.reshape(shape)
 
@@ -59,34 +61,6 @@ def eight_bits(shape):
         "weight_format": torch.tensor(0, dtype=torch.uint8),
     }
     return parts, codes * largest[:, None] / 127
-
-
-def make(tmp_path, settings, parts_of):
-    """Two directories of one model: packed layers, and the same in plain numbers."""
-    # 96 columns do not fill blocks of 64: blocks span rows.
-    path = tiny_llama(tmp_path / "packed", hidden_size=64, intermediate_size=96)
-    tensors = load_file(path / "model.safetensors")
-    plain = dict(tensors)
-    for name in [n for n in tensors if n.startswith("model.layers") and "norm" not in n]:
-        parts, weight = parts_of(tuple(tensors.pop(name).shape))
-        start = name if "" in parts else name.removesuffix("weight")
-        tensors |= {f"{start}{key}": value for key, value in parts.items()}
-        plain[name] = torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))
-    other = tmp_path / "plain"
-    other.mkdir()
-    for file in path.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    save_file(plain, other / "model.safetensors")
-    save_file(tensors, path / "model.safetensors")
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] = settings
-    (path / "config.json").write_text(json.dumps(config))
-    return path, other
-
-
-def linears(path):
-    loaded = load_text(LoadRequest(model_id=str(path), dtype="f32")).model
-    return {n: m for n, m in loaded.named_modules() if n.startswith("model.layers")}
 
 
 CASES = {
@@ -106,9 +80,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_weights_stay_packed_and_mean_the_same(tmp_path, case):
     settings, parts_of = CASES[case]
-    path, plain = make(tmp_path, settings, parts_of)
-    expected, seen = linears(plain), 0
-    for name, module in linears(path).items():
+    # 96 columns do not fill blocks of 64: blocks span rows.
+    path, plain = packed_model(
+        tmp_path, settings, lambda _, shape: parts_of(shape), intermediate_size=96
+    )
+    expected, seen = layer_modules(plain), 0
+    for name, module in layer_modules(path).items():
         if isinstance(module, PackedLinear):
             seen += 1
             assert module.packed.format == "affine.8" if case == "int8" else f"bnb.{case[:3]}"
@@ -141,7 +118,7 @@ def opened(parts):
 
 
 def test_codes_are_views_of_the_file_and_bytes_are_counted():
-    parts = {f"m.weight{key}": value for key, value in four_bits((16, 64))[0].items()}
+    parts = {f"m.{key}": value for key, value in four_bits((16, 64))[0].items()}
     view, weight = opened(parts)
     assert view.names() == ["m.weight"]
     assert weight.codes.data_ptr() == parts["m.weight"].data_ptr()
@@ -197,7 +174,7 @@ def stated(**changes):
 )
 def test_parts_of_4_bits_that_do_not_fit(part, value, match):
     made, _ = four_bits((16, 64), nested=True)
-    parts = {f"m.weight{key}": tensor for key, tensor in made.items()}
+    parts = {f"m.{key}": tensor for key, tensor in made.items()}
     parts.pop(part, None)
     if value is not None:
         parts[part] = value

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from tramontane.errors import CheckpointError, ConfigError
-from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.nn import GroupAffineWeight, PackedLinear
 from tramontane_compressed_tensors.reader import CompressedTensorsReader
-from tramontane_testkit.models import tiny_llama
+from tramontane_testkit.packed_models import layer_modules, packed_model
 
 GROUP = 32
 RNG = np.random.default_rng(0)
@@ -107,39 +103,14 @@ def settings_of(layout, weights, **others):
 
 
 def make(tmp_path, settings, parts_of):
-    """Two directories of one model: packed layers, and the same in plain numbers."""
-    path = tiny_llama(tmp_path / "packed", hidden_size=64, intermediate_size=128)
-    tensors = load_file(path / "model.safetensors")
-    plain = dict(tensors)
-    for name in [n for n in tensors if n.startswith("model.layers") and "norm" not in n]:
-        parts, weight = parts_of(name, tuple(tensors.pop(name).shape))
-        for key, value in parts.items():
-            if isinstance(value, np.ndarray):
-                value = torch.from_numpy(value.copy())
-            tensors[f"{name.removesuffix('.weight')}.{key}"] = value
-        plain[name] = torch.from_numpy(np.ascontiguousarray(weight, dtype=np.float32))
-    tensors["model.layers.0.self_attn.k_scale"] = torch.ones(1)
-    other = tmp_path / "plain"
-    other.mkdir()
-    for file in path.iterdir():
-        (other / file.name).write_bytes(file.read_bytes())
-    save_file(plain, other / "model.safetensors")
-    save_file(tensors, path / "model.safetensors")
-    config = json.loads((path / "config.json").read_text())
-    config["quantization_config"] = settings
-    (path / "config.json").write_text(json.dumps(config))
-    return path, other
-
-
-def linears(path):
-    loaded = load_text(LoadRequest(model_id=str(path), dtype="f32")).model
-    return {n: m for n, m in loaded.named_modules() if n.startswith("model.layers")}
+    others = {"model.layers.0.self_attn.k_scale": torch.ones(1)}
+    return packed_model(tmp_path, settings, parts_of, others=others)
 
 
 def check(path, plain, formats):
-    expected = linears(plain)
+    expected = layer_modules(plain)
     seen = set()
-    for name, module in linears(path).items():
+    for name, module in layer_modules(path).items():
         if isinstance(module, PackedLinear):
             weight = expected[name].weight
             torch.testing.assert_close(module.packed.dequantize(), weight, atol=1e-5, rtol=1e-5)
@@ -240,7 +211,7 @@ def test_schemes_by_name_expression_and_class(tmp_path):
         return integers(coarse, shape) if "mlp" in name else packed(fine, shape)
 
     path, plain = make(tmp_path, settings, parts_of)
-    modules, expected = linears(path), linears(plain)
+    modules, expected = layer_modules(path), layer_modules(plain)
     seen = {}
     for name, module in modules.items():
         if isinstance(module, PackedLinear):

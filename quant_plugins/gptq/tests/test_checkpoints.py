@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from tramontane.errors import CheckpointError, ConfigError
-from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.nn import PackedLinear
 from tramontane_gptq.awq import AwqReader
 from tramontane_gptq.gptq import GptqReader
-from tramontane_testkit.models import tiny_llama
+from tramontane_testkit.packed_models import layer_modules, packed_model
 
 GROUP = 32
 
@@ -26,9 +23,9 @@ def stream(codes, bits):
     return np.frombuffer(data, dtype="<i4")
 
 
-def gptq_parts(weight, bits, *, order=None, less_one=True):
-    """Parts of a checkpoint, and what they mean, for a weight [out, in]."""
-    out, columns = weight.shape
+def gptq_parts(shape, bits, *, order=None, less_one=True):
+    """Parts of a checkpoint, and what they mean, for a weight of shape (out, in)."""
+    out, columns = shape
     group_of = np.arange(columns) // GROUP
     if order is not None:
         group_of = group_of[np.argsort(order)]
@@ -48,8 +45,8 @@ def gptq_parts(weight, bits, *, order=None, less_one=True):
     return parts, np.ascontiguousarray(plain.T, dtype=np.float32)
 
 
-def awq_parts(weight, bits=4):
-    out, columns = weight.shape
+def awq_parts(shape):
+    out, columns = shape
     groups = columns // GROUP
     rng = np.random.default_rng(1)
     codes, zeros = rng.integers(0, 16, (columns, out)), rng.integers(0, 16, (groups, out))
@@ -67,69 +64,41 @@ def awq_parts(weight, bits=4):
     return parts, np.ascontiguousarray(plain.T, dtype=np.float32)
 
 
-@pytest.fixture
-def model(tmp_path):
-    """Makes two directories of one model: packed layers, and the same in plain numbers."""
-
-    def make(settings, parts_of):
-        path = tiny_llama(tmp_path / "packed", hidden_size=64, intermediate_size=128)
-        packed = load_file(path / "model.safetensors")
-        plain = dict(packed)
-        for name in [n for n in packed if n.startswith("model.layers") and "norm" not in n]:
-            parts, plain_weight = parts_of(packed.pop(name))
-            module = name.removesuffix(".weight")
-            packed |= {f"{module}.{k}": torch.from_numpy(v.copy()) for k, v in parts.items()}
-            plain[name] = torch.from_numpy(plain_weight)
-        other = tmp_path / "plain"
-        other.mkdir()
-        for file in path.iterdir():
-            (other / file.name).write_bytes(file.read_bytes())
-        save_file(plain, other / "model.safetensors")
-        save_file(packed, path / "model.safetensors")
-        config = json.loads((path / "config.json").read_text())
-        config["quantization_config"] = settings
-        (path / "config.json").write_text(json.dumps(config))
-        return path, other
-
-    return make
-
-
-def linears(path):
-    loaded = load_text(LoadRequest(model_id=str(path), dtype="f32")).model
-    return {n: m for n, m in loaded.named_modules() if n.startswith("model.layers")}
+def models(directory, settings, parts_of):
+    return packed_model(directory, settings, lambda _, shape: parts_of(shape))
 
 
 CASES = {
-    "4 bits": ({"bits": 4, "group_size": GROUP}, lambda w: gptq_parts(w, 4)),
-    "3 bits": ({"bits": 3}, lambda w: gptq_parts(w, 3)),
-    "2 bits": ({"bits": 2}, lambda w: gptq_parts(w, 2)),
-    "8 bits": ({"bits": 8}, lambda w: gptq_parts(w, 8)),
+    "4 bits": ({"bits": 4, "group_size": GROUP}, lambda shape: gptq_parts(shape, 4)),
+    "3 bits": ({"bits": 3}, lambda shape: gptq_parts(shape, 3)),
+    "2 bits": ({"bits": 2}, lambda shape: gptq_parts(shape, 2)),
+    "8 bits": ({"bits": 8}, lambda shape: gptq_parts(shape, 8)),
     "second layout": (
         {"bits": 4, "checkpoint_format": "gptq_v2"},
-        lambda w: gptq_parts(w, 4, less_one=False),
+        lambda shape: gptq_parts(shape, 4, less_one=False),
     ),
     "by importance": (
         {"bits": 4, "desc_act": True},
-        lambda w: gptq_parts(w, 4, order=np.random.default_rng(2).permutation(w.shape[1])),
+        lambda shape: gptq_parts(shape, 4, order=np.random.default_rng(2).permutation(shape[1])),
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gptq_stays_packed_and_means_the_same(model, case):
+def test_gptq_stays_packed_and_means_the_same(tmp_path, case):
     settings, parts_of = CASES[case]
-    check(*model({"quant_method": "gptq", **settings}, parts_of))
+    check(*models(tmp_path, {"quant_method": "gptq", **settings}, parts_of))
 
 
-def test_awq_stays_packed_and_means_the_same(model):
+def test_awq_stays_packed_and_means_the_same(tmp_path):
     settings = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "GEMM"}
-    check(*model(settings, awq_parts))
+    check(*models(tmp_path, settings, awq_parts))
 
 
 def check(packed, plain):
-    expected = linears(plain)
+    expected = layer_modules(plain)
     seen = 0
-    for name, module in linears(packed).items():
+    for name, module in layer_modules(packed).items():
         if isinstance(module, PackedLinear):
             seen += 1
             assert module.packed.group_size == GROUP
@@ -140,8 +109,9 @@ def check(packed, plain):
     assert seen == 14
 
 
-def test_parts_that_do_not_fit(model):
-    path, _ = model({"quant_method": "gptq", "bits": 4}, lambda w: gptq_parts(w, 4))
+def test_parts_that_do_not_fit(tmp_path):
+    settings = {"quant_method": "gptq", "bits": 4}
+    path, _ = models(tmp_path, settings, lambda shape: gptq_parts(shape, 4))
     tensors = load_file(path / "model.safetensors")
     q = "model.layers.0.self_attn.q_proj"
     for part, value, match in (
@@ -158,7 +128,7 @@ def test_parts_that_do_not_fit(model):
             changed[f"{q}.{part}"] = value
         save_file(changed, path / "model.safetensors")
         with pytest.raises(CheckpointError, match=match):
-            linears(path)
+            layer_modules(path)
 
 
 class Nothing:
