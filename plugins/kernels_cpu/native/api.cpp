@@ -28,7 +28,7 @@ const Isa& isa() { return *chosen; }
 
 using namespace tmk;
 
-EXPORT int64_t tmk_version() { return 3; }
+EXPORT int64_t tmk_version() { return 4; }
 
 // Chooses an instruction set by name, or the best proven one for "auto". Weights that were packed
 // before must not be used afterwards. Gives the name in use, or null when this processor lacks it.
@@ -60,6 +60,21 @@ EXPORT int64_t tmk_pack(int32_t type, int64_t rows, int64_t cols, const uint8_t*
                         const int64_t* order, uint8_t* dst, int32_t threads) {
   const int64_t size = tmk_packed_bytes(type, rows, cols);
   return size < 0 ? size : pack_weight(isa(), type, rows, cols, src, order, dst, threads);
+}
+
+// Bytes of the panels of an affine type; `data` and `bias` of the record are not read.
+EXPORT int64_t tmk_affine_bytes(const Linear* w) {
+  if (w->rows < 0 || w->cols < 0 || w->group <= 0) return kBadShape;
+  if (w->floats < kFloat || w->floats > kHalf || !usable(isa(), *w)) return kUnknown;
+  return int64_t(panel_bytes(*w, isa().lanes)) * ((w->rows + isa().lanes - 1) / isa().lanes);
+}
+
+// Codes are streams of bits, least significant first: [rows, cols · bits / 8]; scales and minima
+// [rows, cols / group] of the type that `floats` names; `dst` as for tmk_pack.
+EXPORT int64_t tmk_pack_affine(const Linear* w, const uint8_t* codes, const uint8_t* scales,
+                               const uint8_t* minima, uint8_t* dst, int32_t threads) {
+  const int64_t size = tmk_affine_bytes(w);
+  return size < 0 ? size : pack_affine(isa(), *w, codes, scales, minima, dst, threads);
 }
 
 // out[t, :] = w · x[t] for T tokens; `stride` numbers from one row of `out` to the next.

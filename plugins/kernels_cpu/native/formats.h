@@ -68,6 +68,22 @@ using Q5_K = Format<4, 1, 256, 32, true, 0, 31, 0, false>;
 using Q6_K = Format<4, 2, 256, 16, false, 32, 63, 0, false>;
 using IQ4_XS = Format<4, 0, 256, 32, false, 128, 255, kBookIQ4, false>;
 
+// Affine types, by bits of a code. Their panels begin with d [L] and m [L] for each group of columns,
+// which are as many and as wide as the weight says; blocks are those of the format.
+using Affine2 = Format<2, 0, 32, 0, true, 0, 3, 0, false>;
+using Affine3 = Format<2, 1, 32, 0, true, 0, 7, 0, false>;
+using Affine4 = Format<4, 0, 32, 0, true, 0, 15, 0, false>;
+using Affine5 = Format<4, 1, 32, 0, true, 0, 31, 0, false>;
+using Affine6 = Format<4, 2, 32, 0, true, 0, 63, 0, false>;
+using Affine8 = Format<8, 0, 32, 0, true, 0, 255, 0, false>;
+
+inline size_t float_bytes(int floats) { return floats == kFloat ? 4 : 2; }
+inline size_t affine_headers(const Linear& w, int lanes) {
+  return (2 * lanes * float_bytes(w.floats) * (w.cols / w.group) + 63) & ~size_t(63);
+}
+
+#define TMK_AFFINE(X) X(2) X(3) X(4) X(5) X(6) X(8)
+
 #define TMK_FORMATS(X) \
   X(Q4_0) X(Q4_1) X(Q5_0) X(Q5_1) X(Q8_0) X(Q8_K) X(IQ4_NL) X(MXFP4) \
   X(Q2_K) X(Q3_K) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_XS)

@@ -25,11 +25,22 @@ inline int plain_bytes(int type) {
   return type == kF32 ? 4 : type == kF16 || type == kBF16 ? 2 : 0;
 }
 
+// Bits of a code of affine types; else 0.
+inline int affine_bits(int type) { return type > kAffine && type <= kAffine + 8 ? type - kAffine : 0; }
+
 constexpr int kTiles = 2;  // functions for one token, and for a tile of tokens
 
 // out[t * stride + r] for the rows of one panel and tokens first … first + tile - 1.
 using TileFn = void (*)(const uint8_t* panel, const Activations& x, int64_t first, float* out,
                         int64_t stride);
+
+// The same for affine types.
+using AffineFn = void (*)(const uint8_t* panel, const Linear& w, const Activations& x, int64_t first,
+                          float* out, int64_t stride);
+
+// Rows first … first + rows - 1 of streams of codes, scales and minima into one panel.
+using PackAffineFn = bool (*)(const Linear& w, int64_t first, int rows, const uint8_t* codes,
+                              const uint8_t* scales, const uint8_t* minima, uint8_t* panel);
 
 // Rows in ggml blocks into one panel; false where a scale is no finite number.
 using PackFn = bool (*)(int rows, int64_t cols, const uint8_t* const* src, uint8_t* panel);
@@ -41,6 +52,8 @@ struct Isa {
   bool wide;  // whether `Activations::wide` is read
   TileFn linear[40][kTiles];  // by weight type
   PackFn pack[40];              // by weight type
+  AffineFn affine[9][kTiles];   // by bits of a code
+  PackAffineFn pack_affine[9];  // by bits of a code
   // Groups first … last - 1 of `super` columns of one token.
   void (*quantize)(const float* x, const Activations& out, int64_t token, int super, int64_t first,
                    int64_t last);

@@ -3,6 +3,8 @@
 #include "linear.inl"
 #include "pack.inl"
 
+#include "affine.inl"
+
 namespace tmk {
 namespace {
 
@@ -18,6 +20,12 @@ Isa make_table(const char* name) {
   isa.linear[k##F][1] = tile<V, F, V::tile>;          \
   isa.pack[k##F] = pack_panel<F, V::L>;
   TMK_FORMATS(X)
+#undef X
+#define X(Bits)                                                       \
+  isa.affine[Bits][0] = affine_tile<V, Affine##Bits, 1>;              \
+  isa.affine[Bits][1] = affine_tile<V, Affine##Bits, V::tile>;        \
+  isa.pack_affine[Bits] = pack_affine_panel<Bits, Affine##Bits, V::L>;
+  TMK_AFFINE(X)
 #undef X
   isa.quantize = quantize_token;
   isa.attend = attend;

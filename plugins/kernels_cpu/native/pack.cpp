@@ -1,6 +1,7 @@
 // Panels of a whole weight, several threads at once.
 #include "api.h"
 #include "pack.inl"
+#include "work.h"
 
 namespace tmk {
 
@@ -13,7 +14,14 @@ size_t panel_bytes(int type, int lanes, int64_t cols) {
   return 0;
 }
 
+size_t panel_bytes(const Linear& w, int lanes) {
+  if (const int bits = affine_bits(w.type))
+    return affine_headers(w, lanes) + aligned(size_t(4) * lanes * bits * (w.cols / 32));
+  return panel_bytes(w.type, lanes, w.cols);
+}
+
 int super_columns(int type) {
+  if (affine_bits(type)) return 32;
   switch (type) {
 #define X(F) case k##F: return F::super;
     TMK_FORMATS(X)
@@ -56,6 +64,22 @@ int64_t pack_weight(const Isa& isa, int type, int64_t rows, int64_t cols, const 
     const int n = rows - first < L ? int(rows - first) : L;
     for (int r = 0; r < n; r++) from[r] = src + (order ? order[first + r] : first + r) * row_bytes;
     bad += !panel(n, cols, from, dst + size_t(i) * size);
+  }
+  return bad ? kBadScale : kOk;
+}
+
+int64_t pack_affine(const Isa& isa, const Linear& w, const uint8_t* codes, const uint8_t* scales,
+                    const uint8_t* minima, uint8_t* dst, int threads) {
+  const int L = isa.lanes;
+  const int64_t panels = (w.rows + L - 1) / L;
+  const size_t size = panel_bytes(w, L);
+  const PackAffineFn panel = isa.pack_affine[affine_bits(w.type)];
+  int64_t bad = 0;
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads) reduction(+ : bad)
+  for (int64_t i = 0; i < panels; i++) {
+    const int64_t first = i * L;
+    const int rows = w.rows - first < L ? int(w.rows - first) : L;
+    bad += !panel(w, first, rows, codes, scales, minima, dst + size_t(i) * size);
   }
   return bad ? kBadScale : kOk;
 }

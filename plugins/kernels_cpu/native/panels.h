@@ -24,8 +24,8 @@ inline void panel_times(const Isa& isa, const Linear& w, const Activations& x, i
     }
     return;
   }
-  const uint8_t* panel = w.data + i * panel_bytes(w.type, L, w.cols);
-  const TileFn* fn = isa.linear[w.type];
+  const uint8_t* panel = w.data + i * panel_bytes(w, L);
+  const int bits = affine_bits(w.type);
   for (int64_t t = t0; t < t1;) {
     // A tile that would stick out goes back; a few tokens are then computed twice.
     int n = 1;
@@ -36,7 +36,10 @@ inline void panel_times(const Isa& isa, const Linear& w, const Activations& x, i
       n = isa.tile;
       first = t1 - isa.tile;
     }
-    fn[n > 1](panel, x, first, got, L);
+    if (bits)
+      isa.affine[bits][n > 1](panel, w, x, first, got, L);
+    else
+      isa.linear[w.type][n > 1](panel, x, first, got, L);
     for (int64_t s = t; s < first + n; s++) use(s, row, rows, got + (s - first) * L);
     t = first + n;
   }

@@ -39,6 +39,10 @@ struct Avx2 {
   static F times(F a, float n) { return _mm256_mul_ps(a, _mm256_set1_ps(n)); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
   static F load_half(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+  static F load_brain(const uint8_t* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
   static F load_float(const uint8_t* p) { return _mm256_loadu_ps((const float*)p); }
   static void store(float* p, F a) { _mm256_storeu_ps(p, a); }
   static P load_pairs(const uint8_t* p) {

@@ -56,6 +56,16 @@ struct Portable {
     for (int i = 0; i < L; i++) { uint16_t h; std::memcpy(&h, p + 2 * i, 2); o.v[i] = half_to_float(h); }
     return o;
   }
+  static F load_brain(const uint8_t* p) {
+    F o;
+    for (int i = 0; i < L; i++) {
+      uint16_t h;
+      std::memcpy(&h, p + 2 * i, 2);
+      const uint32_t bits = uint32_t(h) << 16;
+      std::memcpy(&o.v[i], &bits, 4);
+    }
+    return o;
+  }
   static F load_float(const uint8_t* p) { F o; std::memcpy(o.v, p, sizeof o.v); return o; }
   static void store(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
   static P load_pairs(const uint8_t* p) {

@@ -37,6 +37,8 @@ Activations place(const Isa& isa, uint8_t* p, int64_t T, int64_t K) {
 }
 
 bool usable(const Isa& isa, const Linear& w) {
+  if (const int bits = affine_bits(w.type))
+    return isa.affine[bits][0] && w.group > 0 && w.group % 32 == 0 && w.cols % w.group == 0;
   return w.type >= 0 && w.type < 40 && (isa.linear[w.type][0] || plain_bytes(w.type));
 }
 

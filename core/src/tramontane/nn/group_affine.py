@@ -7,7 +7,7 @@ as in MLX (https://ml-explore.github.io/mlx, ``mlx.core.quantize``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import gcd
 from typing import Self
 
@@ -137,6 +137,11 @@ class GroupAffineWeight(PackedWeight):
             f"GroupAffineWeight(bits={self.bits}, group_size={self.group_size}, "
             f"shape={list(self.shape)})"
         )
+
+    @property
+    def facts(self) -> Mapping[str, Hashable]:
+        """``group_size``."""
+        return {"group_size": self.group_size}
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for this format for good."""
         self._multiply = dispatch.bind(
-            "packed_linear", device, dtype=dtype, format=self.packed.format
+            "packed_linear", device, dtype=dtype, format=self.packed.format, **self.packed.facts
         )
         self.operand = dispatch.prepare(self._multiply, self.packed)
 
@@ -89,6 +89,10 @@ class PackedStack(PackedWeight):
         self.shape = (len(parts), *first.shape)
 
     @property
+    def facts(self) -> Mapping[str, Hashable]:
+        return self.parts[0].facts
+
+    @property
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
@@ -135,7 +139,7 @@ class PackedExpertLinear(nn.Module):
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for this format for good."""
         self._multiply = dispatch.bind(
-            "packed_linear", device, dtype=dtype, format=self.packed.format
+            "packed_linear", device, dtype=dtype, format=self.packed.format, **self.packed.facts
         )
         parts = [self.packed.expert(e) for e in range(self.num_experts)]
         self._experts = [dispatch.prepare(self._multiply, part) for part in parts]

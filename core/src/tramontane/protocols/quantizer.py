@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
@@ -29,6 +29,12 @@ class PackedWeight(ABC):
 
     format: str
     shape: tuple[int, ...]
+
+    @property
+    def facts(self) -> Mapping[str, Hashable]:
+        """What a kernel must know beside ``format`` before it can say whether it multiplies with
+        this weight, by name: sizes of groups, for example. None for most formats."""
+        return {}
 
     @property
     @abstractmethod

@@ -174,7 +174,7 @@ def _add_linears(
     for module in modules:
         operand = getattr(module, "operand", None)
         known = _is_plain(module, PackedLinear) or _is_plain(module, NarrowLinear)
-        if not known or not isinstance(operand, NativeWeight):
+        if not known or not isinstance(operand, NativeWeight) or operand.order is not None:
             return False
         bias: Any = module.bias
         operands.append(operand if bias is None else operand.biased(bias))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tramontane.protocols import PackedWeight
 from tramontane_kernels_cpu.library import check, native, threads, variant, why_not
-from tramontane_kernels_cpu.weights import TYPES, NativeWeight, repack
+from tramontane_kernels_cpu.weights import AFFINE, TYPES, NativeWeight, repack
 
 MANY_ROWS = 96
 """Rows of activations from which torch's product with weights that are plain floats is faster."""
@@ -30,7 +30,8 @@ def packed_linear(x: Tensor, weight: NativeWeight, bias: Tensor | None = None) -
         [..., out] in the type of ``x``.
     """
     rows, cols = weight.shape
-    h = x.reshape(-1, cols).to(torch.float32).contiguous()
+    h = x.reshape(-1, cols).to(torch.float32)
+    h = h.contiguous() if weight.order is None else h.index_select(1, weight.order)
     out = torch.empty(h.shape[0], rows)
     if weight.dense is not None and h.shape[0] >= MANY_ROWS:
         _through_torch(h, weight.dense, out)
@@ -56,6 +57,8 @@ def _through_torch(x: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 def supports(**facts: Any) -> bool:
+    if facts.get("format") in AFFINE:
+        return facts["group_size"] % 32 == 0
     return facts.get("format") in TYPES
 
 

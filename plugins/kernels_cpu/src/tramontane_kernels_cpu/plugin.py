@@ -15,7 +15,7 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             target="tramontane_kernels_cpu.linear:packed_linear",
             op="packed_linear",
             device="cpu",
-            summary="ggml block types times int8 activations",
+            summary="ggml block types and affine groups times int8 activations",
         ),
         KernelSpec(
             name="native paged attention",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tramontane.errors import CheckpointError
+from tramontane.nn import GroupAffineWeight
 from tramontane.protocols import PackedWeight
 from tramontane_kernels_cpu.library import check, native, threads
 
@@ -42,6 +43,11 @@ TYPES = {
 }
 """Formats the kernels multiply with, and the library's number for each."""
 
+AFFINE = {f"affine.{bits}": 64 + bits for bits in (2, 3, 4, 5, 6, 8)}
+"""Formats of `GroupAffineWeight`, whose groups must be multiples of 32 columns; the same."""
+
+_FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
 _K_QUANTS = frozenset({10, 11, 12, 13, 14, 23})
 
 
@@ -50,11 +56,12 @@ class LinearRecord(ctypes.Structure):
 
     _fields_ = (
         ("type", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("floats", ctypes.c_int32),
         ("rows", ctypes.c_int64),
         ("cols", ctypes.c_int64),
         ("data", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("group", ctypes.c_int64),
     )
 
 
@@ -68,6 +75,8 @@ class NativeWeight:
         super_columns: columns that activations are rounded under one scale with: 32 or 256, or 0
             where they are not rounded.
         dense: [out, in] where the weight is plain floats, else None.
+        order: [in] column of the activations that each column of the weight meets; None for those
+            of its own number.
         address: of the C record, for calls.
     """
 
@@ -77,15 +86,23 @@ class NativeWeight:
         *experts, rows, cols = weight.shape
         if experts not in ([], [1]):
             raise ValueError(f"a stack of {experts} matrices is no linear weight")
-        kind = TYPES[weight.format]
-        found: Any = weight
         self.shape = (rows, cols)
         self.dense: Tensor | None = None
-        if weight.format in PLAIN:
+        self.order: Tensor | None = None
+        self._record = LinearRecord(rows=rows, cols=cols)
+        self.address = ctypes.addressof(self._record)
+        found: Any = weight
+        if isinstance(weight, GroupAffineWeight):
+            self.super_columns = 32
+            self.order = weight.order
+            self.data = _affine_panels(library.calls, weight, self._record)
+        elif weight.format in PLAIN:
+            self._record.type = TYPES[weight.format]
             self.super_columns = 0
             self.data = found.blocks.contiguous()
             self.dense = self.data.view(PLAIN[weight.format][1]).view(rows, cols)
         else:
+            kind = self._record.type = TYPES[weight.format]
             self.super_columns = 256 if kind in _K_QUANTS else 32
             # Rows that a format keeps in another order than the weight's go straight to their
             # places.
@@ -93,21 +110,14 @@ class NativeWeight:
             stored: Tensor = found.blocks if order is None else found.stored
             self.data = _panels(library.calls, kind, stored.contiguous(), order, weight)
         self.bias = None if bias is None else bias.detach().float().contiguous()
-        self._record = LinearRecord(
-            kind,
-            0,
-            rows,
-            cols,
-            self.data.data_ptr(),
-            None if self.bias is None else self.bias.data_ptr(),
-        )
-        self.address = ctypes.addressof(self._record)
+        self._record.data = self.data.data_ptr()
+        self._record.bias = None if self.bias is None else self.bias.data_ptr()
 
     def biased(self, bias: Tensor) -> NativeWeight:
         """The same panels with a bias."""
         twin = object.__new__(NativeWeight)
         twin.shape, twin.data = self.shape, self.data
-        twin.super_columns, twin.dense = self.super_columns, self.dense
+        twin.super_columns, twin.dense, twin.order = self.super_columns, self.dense, self.order
         twin.bias = bias.detach().float().contiguous()
         record = LinearRecord()
         ctypes.pointer(record)[0] = self._record
@@ -145,13 +155,32 @@ def _panels(
         order = order.to(torch.int64).contiguous()
     places = None if order is None else order.data_ptr()
     status = calls.tmk_pack(kind, rows, cols, blocks.data_ptr(), places, data.data_ptr(), threads())
+    _check_scales(status, weight)
+    return data
+
+
+def _affine_panels(calls: Any, weight: GroupAffineWeight, record: LinearRecord) -> Tensor:
+    scales, minima = weight.scales, weight.biases
+    if scales.dtype != minima.dtype or scales.dtype not in _FLOATS:
+        scales, minima = scales.float(), minima.float()
+    record.type, record.group = AFFINE[weight.format], weight.group_size
+    record.floats = _FLOATS[scales.dtype]
+    size = calls.tmk_affine_bytes(ctypes.byref(record))
+    check(size)
+    data = _aligned(size)
+    parts = [part.contiguous() for part in (weight.codes, scales, minima)]
+    places = [part.data_ptr() for part in (*parts, data)]
+    _check_scales(calls.tmk_pack_affine(ctypes.byref(record), *places, threads()), weight)
+    return data
+
+
+def _check_scales(status: int, weight: PackedWeight) -> None:
     if status == -3:
         raise CheckpointError(
             f"a weight of type {weight.format} and shape {list(weight.shape)} has a block "
             f"whose scale is not a finite number; the file is damaged"
         )
     check(status)
-    return data
 
 
 def _aligned(size: int) -> Tensor:
