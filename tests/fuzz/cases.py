@@ -20,8 +20,9 @@ from .readers import READERS, Sample, refusals  # noqa: TID252
 
 SLACK_BYTES, FACTOR = 4 << 20, 32
 """What Python may take for one file: so much, and so many times its size."""
-NATIVE_BYTES = 512 << 20
-"""What the process may grow by in all; whoever believes an absurd count exceeds it at once."""
+NATIVE_SLACK_BYTES = 16 << 20
+"""The same for all that the process maps, tensors and native libraries included, which grows in
+larger steps; whoever believes a count that the file cannot hold exceeds it at once."""
 LONGEST_SECS = 5.0
 _STATM = Path("/proc/self/statm")
 
@@ -44,12 +45,16 @@ class Finding:
 
 
 @contextlib.contextmanager
-def limited() -> Iterator[None]:
-    """Keep the process near the memory that it has now, where the system says how much that is."""
+def limited(nbytes: int = 0) -> Iterator[None]:
+    """Keep the process near the memory that it has now, where the system says how much that is.
+
+    Args:
+        nbytes: size of the file that is read.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if _STATM.exists():
         pages = int(_STATM.read_text().split()[0])
-        limit = pages * resource.getpagesize() + NATIVE_BYTES
+        limit = pages * resource.getpagesize() + NATIVE_SLACK_BYTES + FACTOR * nbytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     tracemalloc.start()
     try:
@@ -57,6 +62,16 @@ def limited() -> Iterator[None]:
     finally:
         tracemalloc.stop()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def without_memory(cause: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is a refused allocation. Readers that refuse a file
+    for any error of torch refuse it for this one as well, having asked for the memory."""
+    while cause is not None:
+        if isinstance(cause, MemoryError) or "allocate memory" in str(cause):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def damaged(samples: list[Sample], seed: int) -> tuple[Sample, bytes]:
@@ -68,29 +83,39 @@ def damaged(samples: list[Sample], seed: int) -> tuple[Sample, bytes]:
 
 
 def run(reader: str, sample: Sample, data: bytes, seed: int, directory: Path) -> Finding | None:
-    """Read one file, inside `limited`; what went wrong, or None when it was read or refused."""
+    """Read one file within limits; what went wrong, or None when it was read or refused."""
     for name, content in sample.beside.items():
         (directory / name).write_bytes(content)
     path = directory / sample.file
     path.write_bytes(data)
     refusals.clear()
-    tracemalloc.reset_peak()
-    before = tracemalloc.get_traced_memory()[0]
     start = time.perf_counter()
     problem = None
-    try:
-        READERS[reader].read(path)
-    except TramontaneError as cause:
-        refusals.append(cause)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as cause:  # a panic of a native library is no Exception
-        last = traceback.extract_tb(cause.__traceback__)[-1]
-        problem = f"{type(cause).__name__}: {str(cause)[:200]} at {last.filename}:{last.lineno}"
-    grown = tracemalloc.get_traced_memory()[1] - before
+    with limited(len(data)):
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            READERS[reader].read(path)
+        except TramontaneError as cause:
+            refusals.append(cause)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as cause:  # a panic of a native library is no Exception
+            last = traceback.extract_tb(cause.__traceback__)[-1]
+            problem = f"{type(cause).__name__}: {str(cause)[:200]} at {last.filename}:{last.lineno}"
+        grown = tracemalloc.get_traced_memory()[1] - before
     took = time.perf_counter() - start
+    greedy = next((cause for cause in refusals if without_memory(cause)), None)
+    if problem is None and greedy is not None:
+        problem = f"memory beyond the size of the file was asked for: {str(greedy)[:200]}"
     if problem is None and grown > SLACK_BYTES + FACTOR * len(data):
         problem = f"{grown} bytes of memory for a file of {len(data)}"
     if problem is None and took > LONGEST_SECS:
         problem = f"{took:.1f} seconds"
     return None if problem is None else Finding(reader, seed, f"{sample.name}: {problem}", data)
+
+
+def places() -> set[str]:
+    """Where in the readers the last file was refused, with the caller of what refused; that tells
+    one kind of damage from another."""
+    ends = (traceback.extract_tb(cause.__traceback__)[-2:] for cause in refusals)
+    return {" ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames) for frames in ends}

@@ -116,5 +116,7 @@ def _repeat(data: bytearray, header: int, other: bytes, random: Random) -> None:
 
 
 def _splice(data: bytearray, header: int, other: bytes, random: Random) -> None:
+    if not other:
+        return
     at = _place(data, header, random)
     data[at:] = other[random.choice((at, random.randrange(len(other)))) :]

@@ -386,7 +386,7 @@ def read_matrix(path: Path) -> None:
     read_imatrix(path, plugin_manager())
 
 
-READERS: Mapping[str, Reader] = {
+READERS: dict[str, Reader] = {
     "gguf": Reader(gguf_samples, opened("gguf")),
     "gguf-model": Reader(whole_samples, load_whole),
     "ggml": Reader(ggml_samples, opened("ggml", gqa=1)),

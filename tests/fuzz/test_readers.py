@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tramontane.errors import CheckpointError, TramontaneError
 
+from . import corpus  # noqa: TID252
+from . import run as fuzz_run  # noqa: TID252
 from .cases import damaged, limited, run  # noqa: TID252
 from .readers import (  # noqa: TID252
     _HYBRID,
     _LATENT,
     _LLAMA,
     READERS,
+    Reader,
+    Sample,
     _write_gguf,
     read_matrix,
     read_safetensors,
@@ -31,14 +37,69 @@ CASES = {"gguf": 60, "gguf-model": 25, "ggml": 40, "uqff": 60, "imatrix": 120, "
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_read_or_refused(reader: str, tmp_path: Path) -> None:
     samples = READERS[reader].samples(tmp_path)
-    with limited():
-        for sample in samples:
-            assert run(reader, sample, sample.data, -1, tmp_path) is None
-            assert not refusals, f"{sample.name} is a valid file"
-        for seed in range(CASES[reader]):
-            sample, data = damaged(samples, seed)
-            finding = run(reader, sample, data, seed, tmp_path)
-            assert finding is None, f"seed {seed}: {finding and finding.problem}"
+    for sample in samples:
+        assert run(reader, sample, sample.data, -1, tmp_path) is None
+        assert not refusals, f"{sample.name} is a valid file"
+    for seed in range(CASES[reader]):
+        sample, data = damaged(samples, seed)
+        finding = run(reader, sample, data, seed, tmp_path)
+        assert finding is None, f"seed {seed}: {finding and finding.problem}"
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_fuzzing_has_kept_is_read_or_refused(reader: str, tmp_path: Path) -> None:
+    samples = READERS[reader].samples(tmp_path)
+    kept = corpus.load(reader, samples)
+    assert kept
+    for sample in kept:
+        finding = run(reader, sample, sample.data, -1, tmp_path)
+        assert finding is None, finding and finding.problem
+        assert refusals, f"{sample.name} was refused when it was kept"
+
+
+def believes_counts(path: Path) -> None:
+    """A reader as none should be: it makes room for what the file says it holds."""
+    count = int.from_bytes(path.read_bytes()[:8], "little")
+    try:
+        torch.empty(count, dtype=torch.uint8)
+    except RuntimeError as cause:
+        raise CheckpointError(f"{path} is damaged") from cause
+
+
+def fails_otherwise(path: Path) -> None:
+    raise IndexError(path.name)
+
+
+def test_greedy_and_failing_readers_are_caught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = Sample("made up", "model.bin", struct.pack("<Q", 1 << 10), 8)
+    wrong = struct.pack("<Q", 1 << 25)
+    for read, data, expected in (
+        (believes_counts, sample.data, None),
+        (believes_counts, wrong, "memory beyond the size of the file"),
+        (lambda path: list(range(1 << 20)), wrong, "bytes of memory for a file of 8"),
+        (fails_otherwise, wrong, "IndexError: model.bin"),
+    ):
+        monkeypatch.setitem(READERS, "made up", Reader(lambda directory: [sample], read))
+        finding = run("made up", sample, data, 0, tmp_path)
+        if expected is None:
+            assert finding is None
+        else:
+            assert finding is not None
+            assert expected in finding.problem
+
+
+def test_a_process_that_cannot_begin_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "python"
+    broken.write_text(f"#!/bin/sh\necho x >> {tmp_path}/starts\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    assert fuzz_run.main(["--seconds", "60", "--reader", "ggml"]) == 1
+    assert (tmp_path / "starts").read_text() == "x\n"
+    assert "before it read a file" in capsys.readouterr().out
 
 
 # What fuzzing and reading have found -------------------------------------------------------------

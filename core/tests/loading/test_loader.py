@@ -18,7 +18,7 @@ from tramontane.errors import (
     ModelKindError,
     SourceError,
 )
-from tramontane.loading import loader
+from tramontane.loading.draft import Draft
 from tramontane.loading.device import Room
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
@@ -231,7 +231,7 @@ def test_a_file_of_a_format_that_is_not_installed(load, tiny_model):
 
 
 def test_memory_is_planned_before_weights_are_bound(load, monkeypatch):
-    monkeypatch.setattr(loader, "build", lambda *a, **k: pytest.fail("weights were taken"))
+    monkeypatch.setattr(Draft, "bind", lambda *a, **k: pytest.fail("weights were taken"))
     with pytest.raises(MemoryPlanError, match="pa_ctxt_len="):
         load(cache=CacheRequest(context_len=10**12))
     monkeypatch.setattr("tramontane.loading.plan.memory_of", lambda device: Room(4096, 4096))

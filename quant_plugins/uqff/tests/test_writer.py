@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from tramontane import Runner, Which
@@ -16,6 +17,7 @@ from tramontane.errors import MissingPluginError, UnsupportedError, ValidationEr
 from tramontane.hooks import plugin_manager
 from tramontane.loading.loader import BoundModel, LoadRequest, load_text
 from tramontane.protocols import InSituSettings
+from tramontane_testkit.embedding_models import GEMMA, MEAN, NORMALIZE, dense, tiny_embedder
 from tramontane_testkit.models import hf_model, save_hf
 from tramontane_uqff import writer
 from tramontane_uqff.writer import write_bound
@@ -157,6 +159,37 @@ def test_several_types_of_one_model_share_a_directory(
     assert [continued(out, from_uqff=n) for n in ("4", "8")] == said
 
 
+@pytest.mark.parametrize("by_command", [False, True])
+def test_an_embedding_model_keeps_its_modules(by_command: bool, tmp_path: Path) -> None:
+    from tramontane_cli.main import app
+
+    layer = dense(64, 96, bias=False, activation_function=torch.nn.Identity())
+    keys = {**GEMMA, "hidden_size": 64, "intermediate_size": 128}
+    directory = tiny_embedder(tmp_path, (MEAN, layer, NORMALIZE), **keys)
+    out = tmp_path / "out" / "q8_0.uqff"
+    with Runner(Which.Embedding(str(directory)), in_situ_quant="Q8_0") as runner:
+        expected = runner.send_embedding_request({"input": ["a text"]})
+    if by_command:
+        out.parent.mkdir()
+        arguments = ["quantize", "-m", str(directory), "-o", str(out), "--type", "Q8_0"]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+    else:
+        which = Which.Embedding(str(directory), write_uqff=str(out))
+        Runner(which, in_situ_quant="Q8_0").close()
+    assert (out.parent / "2_Dense" / "model.safetensors").is_file()
+    with Runner(Which.Embedding(str(out.parent), from_uqff="8")) as runner:
+        assert runner.send_embedding_request({"input": ["a text"]}) == expected
+    with safe_open(out.with_name("q8_0-0.uqff"), "pt") as file:
+        assert "layers.0.self_attn.q_proj.weight" in file.keys()  # noqa: SIM118
+    # Another model whose language model is the same is not to be mixed with this one.
+    changed = load_file(directory / "2_Dense" / "model.safetensors")
+    save_file({k: v + 1 for k, v in changed.items()}, directory / "2_Dense" / "model.safetensors")
+    which = Which.Embedding(str(directory), write_uqff=str(out.with_name("q4_0.uqff")))
+    with pytest.raises(ValidationError, match="directory of its own"):
+        Runner(which, in_situ_quant="Q4_0")
+
+
 def test_the_command_writes_and_asks_before_it_replaces(
     wide: Path, tmp_path: Path, continued: Callable[..., str]
 ) -> None:
@@ -180,12 +213,9 @@ def test_what_cannot_be_written_is_refused(
         continued(wide, write_uqff=str(tmp_path / "x.uqff"))
     with pytest.raises(ValidationError, match="from_uqff"):
         continued(wide, from_uqff="q-0.uqff", write_uqff=str(tmp_path / "x.uqff"))
-    for which in (
-        Which.Embedding(str(wide), write_uqff=str(tmp_path / "x.uqff")),
-        Which.Lora("adapter", model_id=str(wide), write_uqff=str(tmp_path / "x.uqff")),
-    ):
-        with pytest.raises((UnsupportedError, MissingPluginError), match=r"UQFF|lora"):
-            Runner(which, in_situ_quant="Q8_0")
+    which = Which.Lora("adapter", model_id=str(wide), write_uqff=str(tmp_path / "x.uqff"))
+    with pytest.raises((UnsupportedError, MissingPluginError), match=r"UQFF|lora"):
+        Runner(which, in_situ_quant="Q8_0")
     hf = hf_model("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2, **WIDE)
     experts = save_hf(hf, tmp_path / "experts")
     with pytest.raises(UnsupportedError, match="stack of experts"):

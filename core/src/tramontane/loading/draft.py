@@ -13,15 +13,17 @@ from tramontane.loading.device_map import DeviceMap
 from tramontane.loading.dtype import Inventory, choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer, report_slow
 from tramontane.loading.layers import LayerNames
+from tramontane.loading.opening import OpenModel
 from tramontane.loading.placement import Layout, check_types, device_of, elsewhere, place_layers
 from tramontane.loading.plan import Part
-from tramontane.loading.request import LoadRequest
+from tramontane.loading.request import BoundModel, LoadRequest
 from tramontane.loading.rules import Arrangement, arrange
 from tramontane.loading.weights import Binder, Step, wanted_names
 from tramontane.nn import bind_kernels, install_transfers
 from tramontane.protocols import Checkpoint, InSituPlan, InSituQuantizer
 from tramontane.protocols.in_situ import Override
 from tramontane.protocols.pipeline import Progress
+from tramontane.text.tokenizer import Tokenizer
 
 
 @frozen
@@ -192,6 +194,17 @@ class PlacedDraft:
             in_situ=self.packing,
             steps=request.steps,
             on_progress=request.on_progress,
+        )
+
+    def bound(self, model: nn.Module, files: OpenModel, tokenizer: Tokenizer) -> BoundModel:
+        """``model``, which `bind` made, with its files, for whoever writes it."""
+        return BoundModel(
+            model=model,
+            arrangement=self.draft.arrangement,
+            checkpoint=files.checkpoint,
+            config=files.config,
+            directory=files.side,
+            tokenizer=tokenizer,
         )
 
 

@@ -14,13 +14,10 @@ from tramontane.loading.device import choose_device
 from tramontane.loading.device_map import DeviceMap
 from tramontane.loading.draft import PlacedDraft, checked_quantizer
 from tramontane.loading.opening import (
-    config_data,
     find_architecture,
     find_tokenizer,
-    find_weights,
     open_checkpoint,
-    open_weights,
-    quantized_view,
+    opened,
 )
 from tramontane.loading.plan import CacheRequest, plan_memory
 from tramontane.loading.request import LoadRequest
@@ -76,16 +73,13 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
     plugins = request.plugins
     device = choose_device()
     in_situ = checked_quantizer(request, device)
-    files = find_weights(request, beside=FILES)
-    checkpoint = open_weights(request, files)
-    try:
-        data = config_data(files.directory, checkpoint)
-        spec = find_architecture(data, request.arch, plugins, kind="embedding")
-        checkpoint = quantized_view(checkpoint, data, plugins)
+    with opened(request, beside=FILES) as found:
+        checkpoint = found.checkpoint
+        spec = find_architecture(found.config, request.arch, plugins, kind="embedding")
         architecture = plugins.resolve(spec)
-        config = architecture.Config.from_dict(data)
+        config = architecture.Config.from_dict(found.config)
         tokenizer = find_tokenizer(
-            request, files.directory, checkpoint.tokenizer(), config.vocab_size, ends=True
+            request, found.directory, found.tokenizer, config.vocab_size, ends=True
         )
         placed = PlacedDraft.of(
             request,
@@ -97,11 +91,11 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
             beside=modules_beside(checkpoint),
         )
         main = placed.device_map.main
-        if "pooling_type" in data:  # a GGUF file
-            modules = modules_in(checkpoint, data, config.hidden_size, device=main)
+        if "pooling_type" in found.config:  # a GGUF file
+            modules = modules_in(checkpoint, found.config, config.hidden_size, device=main)
         else:
             modules = read_modules(
-                files.directory,
+                found.directory,
                 config.hidden_size,
                 open_checkpoint=partial(open_checkpoint, plugins=plugins),
                 plugins=plugins,
@@ -117,8 +111,8 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
             parts=placed.parts,
         )
         model = placed.bind(request, checkpoint)
-    finally:
-        checkpoint.close()
+        if request.save is not None:
+            request.save(placed.bound(model, found, tokenizer))
     return LoadedEmbedder(
         model=model,
         config=config,
@@ -129,5 +123,5 @@ def load_embedding(request: LoadRequest) -> LoadedEmbedder:
         device=main,
         device_map=placed.device_map,
         weight_bytes=weight_bytes(model) + sum(weight_bytes(m) for m in modules.rest),
-        max_seq_len=longest_text(files.directory, config.max_position_embeddings),
+        max_seq_len=longest_text(found.directory, config.max_position_embeddings),
     )

@@ -18,22 +18,14 @@ from tramontane.hooks import ArchitectureSpec
 from tramontane.loading.device import choose_device
 from tramontane.loading.device_map import DeviceMap
 from tramontane.loading.draft import Draft, PlacedDraft, checked_quantizer
-from tramontane.loading.opening import (
-    config_data,
-    find_architecture,
-    find_files,
-    find_tokenizer,
-    find_weights,
-    open_weights,
-    quantized_view,
-)
+from tramontane.loading.opening import find_architecture, find_template, find_tokenizer, opened
 from tramontane.loading.plan import MemoryPlan, plan_memory
 from tramontane.loading.request import BoundModel, LoadRequest
 from tramontane.loading.weights import Step, weight_bytes
 from tramontane.protocols import Checkpoint
 from tramontane.protocols.in_situ import Override
 from tramontane.protocols.pipeline import Progress
-from tramontane.text.chat_template import ChatTemplate, find_chat_template
+from tramontane.text.chat_template import ChatTemplate
 from tramontane.text.generation_config import end_of_turn_ids, eos_ids, read_generation_config
 from tramontane.text.tokenizer import Tokenizer
 
@@ -91,27 +83,14 @@ def load_text(request: LoadRequest) -> LoadedModel:
     plugins = request.plugins
     device = choose_device()
     in_situ = checked_quantizer(request, device)
-    files = find_weights(request)
-    side = files.directory
-    if request.tok_model_id is not None:
-        side = find_files(request, request.tok_model_id, weights=False).directory
-    checkpoint = open_weights(request, files)
-    try:
-        data = config_data(files.directory, checkpoint)
-        spec = find_architecture(data, request.arch, plugins, kind="text")
-        checkpoint = quantized_view(checkpoint, data, plugins)
+    with opened(request) as found:
+        checkpoint, embedded = found.checkpoint, found.tokenizer
+        spec = find_architecture(found.config, request.arch, plugins, kind="text")
         architecture = plugins.resolve(spec)
-        config = architecture.Config.from_dict(data)
-        embedded = checkpoint.tokenizer()
-        tokenizer = find_tokenizer(request, side, embedded, config.vocab_size)
-        template = find_chat_template(
-            side,
-            chat_template=request.chat_template,
-            jinja_explicit=request.jinja_explicit,
-            embedded=embedded.chat_template if embedded else None,
-            special_tokens=tokenizer.special_tokens,
-        )
-        generation_config = read_generation_config(side)
+        config = architecture.Config.from_dict(found.config)
+        tokenizer = find_tokenizer(request, found.side, embedded, config.vocab_size)
+        template = find_template(request, found, tokenizer)
+        generation_config = read_generation_config(found.side)
         placed = PlacedDraft.of(
             request, architecture, config, checkpoint, in_situ=in_situ, device=device
         )
@@ -128,18 +107,8 @@ def load_text(request: LoadRequest) -> LoadedModel:
         request.reserve(plan.weight_bytes + plan.cache_bytes)
         model = placed.bind(request, checkpoint)
         if request.save is not None:
-            bound = BoundModel(
-                model=model,
-                arrangement=placed.draft.arrangement,
-                checkpoint=checkpoint,
-                config=data,
-                directory=side,
-                tokenizer=tokenizer,
-            )
-            request.save(bound)
-    finally:
-        checkpoint.close()
-    extra_eos = eos_ids(data) | frozenset(embedded.eos_token_ids if embedded else ())
+            request.save(placed.bound(model, found, tokenizer))
+    extra_eos = eos_ids(found.config) | frozenset(embedded.eos_token_ids if embedded else ())
     return LoadedModel(
         model=model,
         config=config,

@@ -6,9 +6,12 @@ Nothing here reads a weight; each function is one step of `tramontane.loading.lo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from attrs import frozen
 
 from tramontane.errors import ConfigError, ModelKindError, SourceError
 from tramontane.hooks import ArchitectureSpec, ModelKind, PluginManager
@@ -16,6 +19,7 @@ from tramontane.loading.config import normalize, read_config
 from tramontane.loading.request import LoadRequest
 from tramontane.loading.source import ModelFiles, resolve
 from tramontane.protocols import Checkpoint, EmbeddedTokenizer, QuantizedCheckpoints
+from tramontane.text.chat_template import ChatTemplate, find_chat_template
 from tramontane.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,56 @@ VARIANTS: Mapping[ModelKind, str] = {
     "speech": "Which.Speech",
 }
 """Kind of model → how it is selected."""
+
+
+@frozen(kw_only=True)
+class OpenModel:
+    """A model's files, open.
+
+    Attributes:
+        directory: of the weights and their configuration.
+        side: holds tokenizer, chat template and generation settings.
+        checkpoint: weights, under the names of the unquantized model.
+        config: ``config.json``, normalized.
+        tokenizer: what the weight file carries of one, or None.
+    """
+
+    directory: Path
+    side: Path
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    tokenizer: EmbeddedTokenizer | None
+
+
+@contextmanager
+def opened(request: LoadRequest, beside: Sequence[str] = ()) -> Iterator[OpenModel]:
+    """The files of the model that ``request`` names; they are closed with the context.
+
+    Args:
+        beside: patterns of further files that the hub is asked for.
+
+    Raises:
+        SourceError: not found, not permitted or not reachable.
+        MissingPluginError: nothing installed reads the files, or what is packed in them.
+        ConfigError, CheckpointError: damaged, or a setting that is not covered.
+    """
+    files = find_weights(request, beside)
+    side = files.directory
+    if request.tok_model_id is not None:
+        side = find_files(request, request.tok_model_id, weights=False).directory
+    checkpoint = open_weights(request, files)
+    try:
+        data = config_data(files.directory, checkpoint)
+        checkpoint = quantized_view(checkpoint, data, request.plugins)
+        yield OpenModel(
+            directory=files.directory,
+            side=side,
+            checkpoint=checkpoint,
+            config=data,
+            tokenizer=checkpoint.tokenizer(),
+        )
+    finally:
+        checkpoint.close()
 
 
 def open_checkpoint(files: Sequence[Path], plugins: PluginManager) -> Checkpoint:
@@ -203,3 +257,20 @@ def find_tokenizer(
             raise SourceError(f"{message}; it belongs to another model")
         log.warning("%s; the last ones cannot be used", message)
     return tokenizer
+
+
+def find_template(
+    request: LoadRequest, model: OpenModel, tokenizer: Tokenizer
+) -> ChatTemplate | None:
+    """The chat template the user gave, else the model's; None where it has none.
+
+    Raises:
+        SourceError, ConfigError: it cannot be read.
+    """
+    return find_chat_template(
+        model.side,
+        chat_template=request.chat_template,
+        jinja_explicit=request.jinja_explicit,
+        embedded=model.tokenizer.chat_template if model.tokenizer else None,
+        special_tokens=tokenizer.special_tokens,
+    )

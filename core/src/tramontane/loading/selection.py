@@ -42,9 +42,10 @@ def saving(which: Any, options: PipelineOptions) -> Callable[[BoundModel], None]
     path = getattr(which, "write_uqff", None)
     if path is None:
         return None
-    if which.kind != "text" or "Lora" in type(which).__name__:
+    if which.kind not in ("text", "embedding") or "Lora" in type(which).__name__:
         raise UnsupportedError(
-            f"UQFF is written of text models without adapters, not of Which.{type(which).__name__}"
+            f"UQFF is written of text and embedding models without adapters, not of "
+            f"Which.{type(which).__name__}"
         )
     type_name = options.in_situ_quant
     if type_name is None:

@@ -132,6 +132,20 @@ def read_modules(
     return SentenceModules(pooling, tuple(rest), width)
 
 
+def module_folders(directory: Path) -> list[str]:
+    """Folders of the modules of an embedding model, relative to it; empty for other models.
+
+    Raises:
+        SourceError, ConfigError: ``modules.json`` is damaged.
+    """
+    path = directory / "modules.json"
+    folders = []
+    for entry in read_json_list(path) or []:
+        _kind(entry, path)
+        folders.append(_folder(entry, path))
+    return [folder for folder in folders if folder]
+
+
 def modules_beside(checkpoint: Checkpoint) -> list[str]:
     """Tensors of a GGUF file that are linear layers after the model."""
     return [name for name in checkpoint.names() if name.startswith(GGUF_DENSE)]

@@ -9,17 +9,9 @@ from typing import Any
 
 from attrs import frozen
 
-from tramontane.loading.opening import (
-    config_data,
-    find_files,
-    find_tokenizer,
-    find_weights,
-    open_weights,
-    quantized_view,
-)
+from tramontane.loading.opening import find_template, find_tokenizer, opened
 from tramontane.loading.request import LoadRequest
 from tramontane.protocols import Checkpoint
-from tramontane.text.chat_template import find_chat_template
 from tramontane.text.tokenizer import Tokenizer
 
 
@@ -51,30 +43,16 @@ def open_stored(request: LoadRequest) -> Iterator[StoredModel]:
     Raises:
         ModelLoadError: as for `tramontane.loading.loader.load_text`.
     """
-    files = find_weights(request)
-    side = files.directory
-    if request.tok_model_id is not None:
-        side = find_files(request, request.tok_model_id, weights=False).directory
-    checkpoint = open_weights(request, files)
-    try:
-        data = config_data(files.directory, checkpoint)
-        checkpoint = quantized_view(checkpoint, data, request.plugins)
-        embedded = checkpoint.tokenizer()
-        tokenizer = find_tokenizer(request, side, embedded, int(data["vocab_size"]))
-        template = find_chat_template(
-            side,
-            chat_template=request.chat_template,
-            jinja_explicit=request.jinja_explicit,
-            embedded=embedded.chat_template if embedded else None,
-            special_tokens=tokenizer.special_tokens,
+    with opened(request) as model:
+        tokenizer = find_tokenizer(
+            request, model.side, model.tokenizer, int(model.config["vocab_size"])
         )
+        template = find_template(request, model, tokenizer)
         yield StoredModel(
             name=Path(request.model_id).name,
-            directory=side,
-            checkpoint=checkpoint,
-            config=data,
+            directory=model.side,
+            checkpoint=model.checkpoint,
+            config=model.config,
             tokenizer=tokenizer,
             chat_template=None if template is None else template.source(),
         )
-    finally:
-        checkpoint.close()

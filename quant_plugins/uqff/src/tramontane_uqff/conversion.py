@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tramontane.errors import ModelKindError
-from tramontane.hooks import PluginManager
+from tramontane.hooks import ModelKind, PluginManager
 from tramontane.loading.draft import Draft
 from tramontane.loading.dtype import choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer
@@ -43,17 +42,15 @@ def convert(
     Raises:
         ValidationError: no such type, or the name does not end in ``.uqff``.
         MissingPluginError: tramontane-isq or a format is not installed.
-        ModelKindError: not a text model.
+        ModelKindError: neither a text nor an embedding model.
     """
     check_output(path)
     device = torch.device("cpu")
     settings = InSituSettings(type_name=type_name, importance=importance)
     policy = in_situ_quantizer(plugins)
     policy.check(settings, device)
-    try:
-        spec = find_architecture(model.config, None, plugins, kind="text")
-    except ModelKindError as cause:
-        raise ModelKindError(f"UQFF is written of text models only: {cause}") from cause
+    kind: ModelKind = "embedding" if (model.directory / "modules.json").is_file() else "text"
+    spec = find_architecture(model.config, None, plugins, kind=kind)
     architecture = plugins.resolve(spec)
     draft = Draft.of(architecture, architecture.Config.from_dict(model.config), model.checkpoint)
     packing = policy.plan(draft.model, draft.arrangement.aliases, settings, device)

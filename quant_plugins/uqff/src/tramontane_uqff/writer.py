@@ -6,6 +6,7 @@ was there.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from torch import Tensor
 from tramontane.errors import ValidationError
 from tramontane.hooks import PluginManager
 from tramontane.loading.loader import BoundModel
+from tramontane.loading.sentence_modules import module_folders
 from tramontane.loading.tensors import SafetensorsCheckpoint
 from tramontane.protocols import PackedWeight
 from tramontane.protocols.pipeline import Progress
@@ -110,6 +112,7 @@ def write_bound(
             save_file(tensors, folder / shards[-1], metadata=_METADATA)
         save_file(_residual(bound, outgoing), folder / RESIDUAL, metadata=_METADATA)
         _write_side_files(bound, folder)
+        _write_modules(bound.directory, folder)
         output = described(type_name.lower(), shards, entries)
         others = [o for o in _others(path.parent, stem) if o not in shards]
         report = merged(path.parent, output, keep=others)
@@ -166,6 +169,16 @@ def _write_side_files(bound: BoundModel, folder: Path) -> None:
         (folder / "tokenizer_config.json").write_text(named, encoding="utf-8")
 
 
+def _write_modules(directory: Path, folder: Path) -> None:
+    """What follows the language model in an embedding model."""
+    for name in module_folders(directory):
+        target = folder / name
+        target.mkdir(parents=True)
+        for file in (directory / name).iterdir():
+            if file.name == "config.json" or file.suffix in (".safetensors", ".bin"):
+                shutil.copyfile(file, target / file.name)
+
+
 def _unquantized(value: Any) -> Any:
     """A configuration without ``quantization_config``, nested ones included."""
     if isinstance(value, Mapping):
@@ -192,6 +205,10 @@ def _check_same_model(directory: Path, folder: Path) -> None:
         there, new = (SafetensorsCheckpoint([d / RESIDUAL]) for d in (directory, folder))
         same = same and set(there.names()) == set(new.names())
         same = same and all(_equal(there.tensor(n), new.tensor(n)) for n in new.names())
+    for path in _files(folder):
+        if path.parent != folder:  # of a module after the language model
+            other = directory / path.relative_to(folder)
+            same = same and other.is_file() and filecmp.cmp(path, other, shallow=False)
     if not same:
         raise ValidationError(
             f"{directory} holds other UQFF files, and what is not quantized in this model is "
@@ -216,20 +233,29 @@ def _aside(directory: Path) -> Iterator[Path]:
             directory.rmdir()
 
 
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder."""
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 def _put_in_place(folder: Path, directory: Path, stale: list[Path]) -> None:
     """Rename everything; what was there comes back when something fails."""
+    new = {file: directory / file.relative_to(folder) for file in _files(folder)}
     kept = folder / "replaced"
-    new = [p for p in folder.iterdir() if p.is_file()]
-    kept.mkdir()
     undo: list[Callable[[], object]] = []
     try:
-        for old in (*stale, *(directory / p.name for p in new)):
+        for old in (*stale, *new.values()):
             if old.exists():
-                old.rename(kept / old.name)
-                undo.append(lambda old=old: (kept / old.name).replace(old))  # type: ignore[misc]
-        for file in new:
-            undo.append(lambda f=file: (directory / f.name).unlink(missing_ok=True))  # type: ignore[misc]
-            file.rename(directory / file.name)
+                aside = kept / old.relative_to(directory)
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                old.rename(aside)
+                undo.append(lambda old=old, aside=aside: aside.replace(old))  # type: ignore[misc]
+        for file, target in new.items():
+            if not target.parent.is_dir():
+                target.parent.mkdir(parents=True)
+                undo.append(target.parent.rmdir)
+            undo.append(lambda target=target: target.unlink(missing_ok=True))  # type: ignore[misc]
+            file.rename(target)
     except BaseException:
         for step in reversed(undo):
             step()
