@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
 import time
 import traceback
 import tracemalloc
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -25,6 +27,7 @@ NATIVE_SLACK_BYTES = 16 << 20
 larger steps; whoever believes a count that the file cannot hold exceeds it at once."""
 LONGEST_SECS = 5.0
 _STATM = Path("/proc/self/statm")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 @frozen
@@ -53,6 +56,7 @@ def limited(nbytes: int = 0) -> Iterator[None]:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if _STATM.exists():
+        _map_large_allocations()
         pages = int(_STATM.read_text().split()[0])
         limit = pages * resource.getpagesize() + NATIVE_SLACK_BYTES + FACTOR * nbytes
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
@@ -62,6 +66,14 @@ def limited(nbytes: int = 0) -> Iterator[None]:
     finally:
         tracemalloc.stop()
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@cache
+def _map_large_allocations() -> None:
+    """Have malloc map each large allocation anew: it would take some from what it holds free,
+    which no limit counts."""
+    with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 << 10)
 
 
 def without_memory(cause: BaseException | None) -> bool:

@@ -78,7 +78,7 @@ def test_greedy_and_failing_readers_are_caught(
     for read, data, expected in (
         (believes_counts, sample.data, None),
         (believes_counts, wrong, "memory beyond the size of the file"),
-        (lambda path: list(range(1 << 20)), wrong, "bytes of memory for a file of 8"),
+        (lambda path: bytes(6 << 20), wrong, "bytes of memory for a file of 8"),
         (fails_otherwise, wrong, "IndexError: model.bin"),
     ):
         monkeypatch.setitem(READERS, "made up", Reader(lambda directory: [sample], read))

@@ -46,6 +46,18 @@ def test_more_than_the_context_is_refused(cli):
     assert "--prompt" in result.stderr
 
 
+@needs_model
+def test_layers_are_placed_and_packed_as_asked(cli, tmp_path):
+    file = tmp_path / "layers.yml"
+    file.write_text("0-99: {isq: Q8_0}")
+    result = cli("bench", *SHORT, "--topology", str(file))
+    assert result.exit_code == 1
+    assert "the model has 4 layers" in result.stderr
+    result = cli("bench", *SHORT, "--num-device-layers", "7:1")
+    assert result.exit_code == 1
+    assert "num_device_layers puts 1 layers on accelerator 7" in result.stderr
+
+
 def test_medians_over_the_rounds():
     times = iter([(1.0, 4.0), (2.0, 2.0), (8.0, 1.0)])
 

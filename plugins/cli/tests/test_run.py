@@ -40,7 +40,8 @@ def test_options_reach_request_and_runner(cli, fake):
     options = (
         "--temperature 0.5 --top-p 0.9 --top-k 7 --min-p 0.1 --repetition-penalty 1.2 "
         "--max-tokens 9 --stop A --stop B --seed 3 --max-seq-len 64 --isq Q4K "
-        "--chat-template t.jinja"
+        "--chat-template t.jinja --topology layers.yml --imatrix m.dat "
+        "--num-device-layers 0:16 --num-device-layers 1:8"
     )
     assert cli("run", "-m", "a/b", "--system", "Be brief.", *options.split(), "hi").exit_code == 0
     (request,) = fake.requests
@@ -52,6 +53,8 @@ def test_options_reach_request_and_runner(cli, fake):
     made = fake.made[0]
     assert (made["seed"], made["pa_ctxt_len"], made["chat_template"]) == (3, 64, "t.jinja")
     assert made["in_situ_quant"] == "Q4K"
+    assert made["num_device_layers"] == ["0:16", "1:8"]
+    assert (made["which"].topology, made["which"].imatrix) == ("layers.yml", "m.dat")
 
 
 def test_what_is_not_given_is_left_to_the_model(cli, fake):

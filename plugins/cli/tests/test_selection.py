@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tramontane import Which
@@ -36,6 +38,25 @@ def test_a_file_of_a_repository():
     which = select("TheBloke/Tiny-GGUF:tiny.Q4_K_M.gguf")
     assert which.quantized_model_id == "TheBloke/Tiny-GGUF"
     assert which.quantized_filename in ("tiny.Q4_K_M.gguf", ["tiny.Q4_K_M.gguf"])
+
+
+def test_a_uqff_file_belongs_to_the_model_beside_it(tmp_path):
+    file = tmp_path / "q4k-0.uqff"
+    file.touch()
+    which = select(str(file), arch="llama")
+    assert isinstance(which, Which.Plain)
+    assert (which.model_id, which.uqff_files) == (str(tmp_path), ["q4k-0.uqff"])
+    assert select("someone/model:q4k-0.uqff").uqff_files == ["q4k-0.uqff"]
+
+
+def test_what_is_said_of_layers_and_statistics(tmp_path):
+    (tmp_path / "tiny.gguf").touch()
+    layers = Path("layers.yml")
+    for model in ("a/b", str(tmp_path)):
+        assert select(model, topology=layers).topology == "layers.yml"
+    assert select("a/b", imatrix=Path("m.dat")).imatrix == "m.dat"
+    with pytest.raises(SourceError, match="--imatrix serves"):
+        select(str(tmp_path), imatrix=Path("m.dat"))
 
 
 def test_a_directory_with_one_gguf_file(tmp_path):

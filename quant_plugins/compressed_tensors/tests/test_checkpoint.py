@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -142,6 +144,26 @@ def test_packed_integers(tmp_path, case):
         tmp_path, settings_of("pack-quantized", weights), lambda _, shape: packed(weights, shape)
     )
     check(*models, [f"affine.{weights['num_bits']}"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_key_of_older_files(tmp_path, nested):
+    weights = group(4)
+    packed_dir, plain = make(
+        tmp_path, settings_of("pack-quantized", weights), lambda _, shape: packed(weights, shape)
+    )
+    config = json.loads((packed_dir / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    if nested:
+        settings["quant_method"] = "sparseml"
+        settings = {"sparsity_config": {"format": "dense"}, "quantization_config": settings}
+    config["compression_config"] = settings
+    (packed_dir / "config.json").write_text(json.dumps(config))
+    check(packed_dir, plain, ["affine.4"])
+    for wrong in ("fp8", {"quantization_config": 3}):
+        (packed_dir / "config.json").write_text(json.dumps(config | {"compression_config": wrong}))
+        with pytest.raises(ConfigError, match="compression_config"):
+            layer_modules(packed_dir)
 
 
 def test_columns_in_order_of_importance(tmp_path):

@@ -2,6 +2,7 @@
 
 transformers 5 renamed ``torch_dtype`` to ``dtype`` and gathered ``rope_theta`` and
 ``rope_scaling`` in ``rope_parameters``. Architectures find both spellings, whichever the file has.
+Until 2024 compressed-tensors kept in ``compression_config`` what is now ``quantization_config``.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ def normalize(data: Mapping[str, Any]) -> dict[str, Any]:
     ``rope_parameters`` always carries ``rope_type`` and ``rope_theta``; ``rope_scaling`` is None
     when nothing is scaled. Where a file gives parameters per kind of layer, they stay as they
     are, and the old keys describe the full-attention layers (``rope_local_base_freq`` the
-    sliding ones). Nested configurations (``text_config`` …) are treated alike.
+    sliding ones). ``compression_config`` becomes ``quantization_config``. Nested configurations
+    (``text_config`` …) are treated alike.
     """
     config = dict(data)
     for key, value in config.items():
         if key.endswith("_config") and isinstance(value, Mapping) and "hidden_size" in value:
             config[key] = normalize(value)
     _join_dtype(config)
+    _join_quantization(config)
     if config.get("rope_parameters") is not None:
         _spread_rope(config)
     elif config.get("rope_scaling") is not None or config.get("rope_theta") is not None:
@@ -57,6 +60,26 @@ def _join_dtype(config: dict[str, Any]) -> None:
     if not isinstance(dtype, str):
         raise ConfigError(f"config key dtype is {dtype!r}; it must be a name such as 'bfloat16'")
     config["dtype"] = config["torch_dtype"] = dtype.removeprefix("torch.")
+
+
+def _join_quantization(config: dict[str, Any]) -> None:
+    """The key was renamed; before that its settings lay one level deeper, beside those of
+    sparsity, and the method was called sparseml."""
+    former = config.pop("compression_config", None)
+    if not former or config.get("quantization_config"):
+        return
+    if not isinstance(former, Mapping):
+        raise ConfigError(f"config key compression_config is {former!r}; it must be an object")
+    settings = dict(former)
+    nested = settings.pop("quantization_config", None) or {}
+    if not isinstance(nested, Mapping):
+        raise ConfigError(
+            f"config key compression_config.quantization_config is {nested!r}; it must be an object"
+        )
+    settings |= nested
+    if settings.get("quant_method") in (None, "sparseml"):
+        settings["quant_method"] = "compressed-tensors"
+    config["quantization_config"] = settings
 
 
 def _scaling(value: Any, key: str) -> dict[str, Any]:

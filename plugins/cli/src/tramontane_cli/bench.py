@@ -14,7 +14,7 @@ import typer
 from attrs import frozen
 
 from tramontane.errors import ValidationError
-from tramontane_cli.run import load
+from tramontane_cli.run import MODEL_HELP, load
 from tramontane_cli.terminal import table
 
 WORDS = "The north wind and the sun disputed which of them was the stronger. "
@@ -40,9 +40,7 @@ class Speed:
 def bench(
     model: Annotated[
         str | None,
-        typer.Option(
-            "-m", "--model", help="Directory, .gguf file, repository:file.gguf or hub repository."
-        ),
+        typer.Option("-m", "--model", help=MODEL_HELP),
     ] = None,
     prompt: Annotated[
         list[int] | None,
@@ -55,6 +53,16 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, bf16, f16 or f32.")] = "auto",
     isq: Annotated[str | None, typer.Option(help="Quantize while loading, e.g. to Q4K.")] = None,
+    topology: Annotated[
+        Path | None, typer.Option(help="YAML file: types and devices of single layers.")
+    ] = None,
+    num_device_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N|INDEX:N",
+            help="Layers on an accelerator, the rest on the CPU; may be repeated.",
+        ),
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture, if not told by config.")] = None,
     tok_model: Annotated[
         str | None, typer.Option(help="Where to take the tokenizer from, if not the model.")
@@ -70,11 +78,13 @@ def bench(
         from tramontane.hooks import plugin_manager
 
         model = default_model_id(plugin_manager())
-    which = select(model, arch=arch, dtype=dtype, tok_model=tok_model)
+    which = select(model, arch=arch, dtype=dtype, tok_model=tok_model, topology=topology)
     longest = max(prompt or (128, 512)) + decode
     settings: dict[str, Any] = {"prefix_cache_n": 0}  # every prompt is computed whole
     if isq is not None:
         settings["in_situ_quant"] = isq
+    if num_device_layers:
+        settings["num_device_layers"] = num_device_layers
     begin = time.perf_counter()
     with load(which, settings) as runner:
         complete(runner, "Hi", 2)

@@ -16,6 +16,7 @@ from tramontane_cli.terminal import is_terminal, load_progress
 from tramontane_cli.tool_desk import ToolDesk
 
 EXIT_INTERRUPTED = 130
+MODEL_HELP = "Directory, .gguf or .uqff file, repository:file or hub repository."
 
 
 def run(
@@ -27,9 +28,7 @@ def run(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(
-            "-m", "--model", help="Directory, .gguf file, repository:file.gguf or hub repository."
-        ),
+        typer.Option("-m", "--model", help=MODEL_HELP),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     tool: Annotated[
@@ -65,6 +64,19 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one answer as JSON.")] = False,
     dtype: Annotated[str, typer.Option(help="auto, bf16, f16 or f32.")] = "auto",
     isq: Annotated[str | None, typer.Option(help="Quantize while loading, e.g. to Q4K.")] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix to quantize with.")
+    ] = None,
+    topology: Annotated[
+        Path | None, typer.Option(help="YAML file: types and devices of single layers.")
+    ] = None,
+    num_device_layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="N|INDEX:N",
+            help="Layers on an accelerator, the rest on the CPU; may be repeated.",
+        ),
+    ] = None,
     arch: Annotated[str | None, typer.Option(help="Architecture, if not told by config.")] = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Tokens of context.", min=1)] = None,
     chat_template: Annotated[
@@ -108,12 +120,15 @@ def run(
         from tramontane.hooks import plugin_manager
 
         model = default_model_id(plugin_manager())
-    which = select(model, arch=arch, dtype=dtype, tok_model=tok_model)
+    which = select(
+        model, arch=arch, dtype=dtype, tok_model=tok_model, topology=topology, imatrix=imatrix
+    )
     settings = {
         "seed": seed,
         "chat_template": chat_template,
         "pa_ctxt_len": max_seq_len,
         "in_situ_quant": isq,
+        "num_device_layers": num_device_layers or None,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
     runner = load(which, settings | ({} if desk is None else desk.settings()))
