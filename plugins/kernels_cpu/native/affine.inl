@@ -18,45 +18,52 @@ inline typename V::F load_floats(const uint8_t* p, int floats) {
 }
 
 template <class V, class Fmt, int T>
-void affine_tile(const uint8_t* panel, const Linear& w, const Activations& a, int64_t first,
+void affine_tile(const uint8_t* const* panels, const Linear& w, const Activations& a, int64_t first,
                  float* out, int64_t stride) {
-  constexpr int L = V::L;
-  constexpr size_t block = Fmt::block(L);
+  constexpr int L = V::L, P = kRows / L;
+  constexpr int zero = zero_point<V, Fmt>;
+  using Columns = Block<V, Fmt>;
   const size_t width = L * float_bytes(w.floats);
   const int64_t K = w.cols, groups = K / w.group, blocks = w.group / 32;
-  const uint8_t* h = panel;
-  const uint8_t* p = panel + affine_headers(w, L);
-  const float* d = a.d32 + first * (K / 32);
+  const uint8_t* h[P];
+  Columns c[P];
+  typename V::F acc[P][T];
+  for (int p = 0; p < P; p++) {
+    h[p] = panels[p];
+    c[p].p = panels[p] + affine_headers(w, L);
+    for (int t = 0; t < T; t++) acc[p][t] = V::fzero();
+  }
+  const int8_t* x = a.q + first * K;
+  const float* d = a.d + first * (K / 32);
   const int16_t* s = a.sum32 + first * (K / 32);
-  const int8_t* x[T];
-  const int16_t* wide[T];
-  typename V::F acc[T];
-  for (int t = 0; t < T; t++) {
-    x[t] = a.q + (first + t) * K;
-    wide[t] = V::wide ? a.wide + (first + t) * K : nullptr;
-    acc[t] = V::fzero();
-  }
-  for (int64_t g = 0; g < groups; g++, h += 2 * width) {
-    const typename V::F scale = load_floats<V>(h, w.floats);
+  for (int64_t g = 0; g < groups; g++) {
+    typename V::F scale[P];
+    for (int p = 0; p < P; p++) scale[p] = load_floats<V>(h[p], w.floats);
     float low[T] = {};
-    for (int64_t b = 0; b < blocks; b++, p += block, d++, s++) {
-      if constexpr (T == 1)
-        for (size_t line = 0; line < block; line += 64) V::prefetch(p + 2048 + line);
-      typename V::I sum[T];
-      for (int t = 0; t < T; t++) sum[t] = V::zero();
-      V::template group<Fmt, 0, 8, T>(Block<V, Fmt>{p}, x, wide, nullptr, 0, sum);
+    for (int64_t b = 0; b < blocks; b++, x += 32 * T, d += T, s += T) {
+      typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
-        const float xd = d[t * (K / 32)];
-        acc[t] = V::fma(V::to_float(sum[t]), V::times(scale, xd), acc[t]);
-        low[t] += xd * s[t * (K / 32)];
-        x[t] += 32;
-        if constexpr (V::wide) wide[t] += 32;
+        const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
+        for (int p = 0; p < P; p++) sum[p][t] = start;
       }
+      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, T>(c[p]);
+      V::template group<Fmt, 0, 8, P, T>(c, x, nullptr, 0, sum);
+      for (int t = 0; t < T; t++) {
+        const typename V::F xd = V::fset(d[t]);
+        for (int p = 0; p < P; p++)
+          acc[p][t] = V::fma(V::to_float(sum[p][t]), V::fmul(scale[p], xd), acc[p][t]);
+        low[t] += d[t] * s[t];
+      }
+      for (int p = 0; p < P; p++) c[p].p += Columns::bytes;
     }
-    const typename V::F minimum = load_floats<V>(h + width, w.floats);
-    for (int t = 0; t < T; t++) acc[t] = V::fma(minimum, V::fset(low[t]), acc[t]);
+    for (int p = 0; p < P; p++) {
+      const typename V::F minimum = load_floats<V>(h[p] + width, w.floats);
+      for (int t = 0; t < T; t++) acc[p][t] = V::fma(minimum, V::fset(low[t]), acc[p][t]);
+      h[p] += 2 * width;
+    }
   }
-  for (int t = 0; t < T; t++) V::store(out + t * stride, acc[t]);
+  for (int p = 0; p < P; p++)
+    for (int t = 0; t < T; t++) V::store(out + t * stride + p * L, acc[p][t]);
 }
 
 // 32 codes out of their stream.
@@ -98,6 +105,8 @@ bool pack_affine_panel(const Linear& w, int64_t first, int rows, const uint8_t* 
       uint8_t q[32];
       uint32_t words[8];
       from_stream<Bits>(from, q);
+      if (F::is_signed)
+        for (uint8_t& code : q) code ^= 128;
       planes<F>(q, words);
       for (int n = 0; n < F::planes; n++) std::memcpy(p + size_t(n) * 4 * L, &words[n], 4);
     }

@@ -26,12 +26,15 @@ namespace tmk {
 namespace {
 
 // Base bits, high bits, columns under one float scale, columns under one integer sub-scale (0:
-// none), affine minimum, zero point, largest value, code book, scale stored as float32.
+// none), affine minimum, zero point, largest value, code book, scale stored as float32. Values are
+// unsigned with the zero point taken off afterwards, but for those above 63: these are stored with
+// 128 taken off, and an instruction set that wants unsigned ones adds it.
 template <int Base, int High, int Super, int Group, bool Min, int Zero, int Max, int Book, bool F32>
 struct Format {
   static constexpr int base = Base, high = High, super = Super, group = Group, zero = Zero;
   static constexpr int max = Max, book = Book;
   static constexpr bool min = Min, f32 = F32;
+  static constexpr bool is_signed = Max > 63;
   static constexpr int planes = Base + High;  // of a block of 32 columns
   static constexpr int pairs = Group ? Super / Group / 2 : 0;
   static constexpr size_t scale_bytes = F32 ? 4 : 2;
@@ -49,9 +52,8 @@ struct Format {
 
 constexpr int kBookIQ4 = 1, kBookFP4 = 2;
 
-// Code books with their zero point added, so that values are unsigned.
-constexpr uint8_t kIQ4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-constexpr uint8_t kFP4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+constexpr int8_t kIQ4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t kFP4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 using Q4_0 = Format<4, 0, 32, 0, false, 8, 15, 0, false>;
 using Q4_1 = Format<4, 0, 32, 0, true, 0, 15, 0, false>;

@@ -7,18 +7,33 @@
 
 namespace tmk {
 
-// Activations of T tokens, quantized to int8 with one scale for every 32 or 256 columns.
+// Activations of T tokens, quantized to int8 with one scale for every 32 or 256 columns (`super`).
+// Tokens lie in tiles (`tile_at`), those of one tile side by side, so that a kernel follows one
+// pointer whatever their number n. Token `first` of a tile begins at first · (numbers a token).
 struct Activations {
   int64_t cols;
   const float* x;   // [T, cols] before rounding, x_stride numbers a token; what float weights take
   int64_t x_stride;
-  int8_t* q;        // [T, cols]
-  int16_t* wide;    // [T, cols] the same as int16; within every four the order is 0 2 1 3
-  int16_t* sum16;   // [T, cols / 16] sums of q
-  int16_t* sum32;   // [T, cols / 32]
-  float* d32;       // [T, cols / 32] scales, for weight types with a float scale every 32 columns
-  float* d256;      // [T, cols / 256]
+  int8_t* q;        // tiles of [cols / 4, n, 4]
+  int16_t* sum16;   // sums of q: [cols / 32, n, 2]
+  int16_t* sum32;   // [cols / 32, n], or [cols / 64, n, 2] with scales every 256 columns
+  float* d;         // scales: [cols / super, n]
 };
+
+struct Tile {
+  int64_t first;
+  int n;
+};
+
+// The tile of token t among begin … end - 1, which are tiled for themselves: `most` tokens (a power
+// of two), and what is left over in halves of that.
+inline Tile tile_at(int64_t t, int64_t begin, int64_t end, int most) {
+  Tile tile = {t - (t - begin) % most, most};
+  for (;; tile.first += tile.n) {
+    while (tile.n > end - tile.first) tile.n /= 2;
+    if (t < tile.first + tile.n) return tile;
+  }
+}
 
 // Bytes of a value of types that are plain floats, whose rows stay as they are in the file; else 0.
 inline int plain_bytes(int type) {
@@ -28,15 +43,16 @@ inline int plain_bytes(int type) {
 // Bits of a code of affine types; else 0.
 inline int affine_bits(int type) { return type > kAffine && type <= kAffine + 8 ? type - kAffine : 0; }
 
-constexpr int kTiles = 2;  // functions for one token, and for a tile of tokens
+constexpr int kRows = 16;  // rows of one call: one panel of 16 lanes, or two of 8
+constexpr int kTiles = 4;  // functions for tiles of 1, 2, 4 and 8 tokens
 
-// out[t * stride + r] for the rows of one panel and tokens first … first + tile - 1.
-using TileFn = void (*)(const uint8_t* panel, const Activations& x, int64_t first, float* out,
-                        int64_t stride);
+// out[t * stride + r] for the rows of kRows / lanes panels and the tokens of the tile at `first`.
+using TileFn = void (*)(const uint8_t* const* panels, const Activations& x, int64_t first,
+                        float* out, int64_t stride);
 
 // The same for affine types.
-using AffineFn = void (*)(const uint8_t* panel, const Linear& w, const Activations& x, int64_t first,
-                          float* out, int64_t stride);
+using AffineFn = void (*)(const uint8_t* const* panels, const Linear& w, const Activations& x,
+                          int64_t first, float* out, int64_t stride);
 
 // Rows first … first + rows - 1 of streams of codes, scales and minima into one panel.
 using PackAffineFn = bool (*)(const Linear& w, int64_t first, int rows, const uint8_t* codes,
@@ -48,16 +64,15 @@ using PackFn = bool (*)(int rows, int64_t cols, const uint8_t* const* src, uint8
 struct Isa {
   const char* name;
   int lanes;
-  int tile;  // tokens of the larger TileFn
-  bool wide;  // whether `Activations::wide` is read
-  TileFn linear[40][kTiles];  // by weight type
-  PackFn pack[40];              // by weight type
-  AffineFn affine[9][kTiles];   // by bits of a code
+  int tile;  // most tokens of a tile
+  TileFn linear[40][kTiles];  // by weight type, and by the logarithm of the tile's tokens
+  PackFn pack[40];            // by weight type
+  AffineFn affine[9][kTiles];   // by bits of a code, and as before
   PackAffineFn pack_affine[9];  // by bits of a code
-  // Groups first … last - 1 of `super` columns of one token.
-  void (*quantize)(const float* x, const Activations& out, int64_t token, int super, int64_t first,
-                   int64_t last);
-  // out[t * stride + r] = row r of float weights [rows, cols] times token t, up to 8 of each.
+  // Groups first … last - 1 of `super` columns of one token, which is in `tile`.
+  void (*quantize)(const float* x, const Activations& out, Tile tile, int64_t token, int super,
+                   int64_t first, int64_t last);
+  // out[t * stride + r] = row r of float weights [rows, cols] times token t: kRows, 8 tokens at most.
   void (*plain)(int type, const uint8_t* w, int rows, int64_t cols, const float* x,
                 int64_t x_stride, int tokens, float* out, int64_t stride);
   void (*norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

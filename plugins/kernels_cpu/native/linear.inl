@@ -1,4 +1,4 @@
-// Quantized linear for one instruction set: one panel of rows times one or a few tokens.
+// Quantized linear for one instruction set: kRows rows times the tokens of one tile.
 //
 // Written once over the vector types of simd_*.h. Integer sums are kept as long as the format
 // allows: 32 columns, or 256 for K-quants, whose sub-scales multiply the integers.
@@ -14,8 +14,9 @@ namespace {
 
 template <class V, class Fmt>
 struct Block {
-  const uint8_t* p;
+  const uint8_t* p = nullptr;
   static constexpr int plane = 4 * V::L;
+  static constexpr size_t bytes = Fmt::block(V::L);
 
   inline __attribute__((always_inline)) typename V::B operator()(int i) const {
     typename V::B v;
@@ -43,6 +44,7 @@ struct Block {
     }
     if constexpr (Fmt::book == kBookIQ4) v = V::look_up(kIQ4, v);
     if constexpr (Fmt::book == kBookFP4) v = V::look_up(kFP4, v);
+    if constexpr (Fmt::is_signed && !V::takes_signed) v = V::raised_by_128(v);
     return v;
   }
 
@@ -70,108 +72,135 @@ struct Block {
   }
 };
 
+// What is to be taken off the values that a format's columns come as.
+template <class V, class Fmt>
+constexpr int zero_point = Fmt::zero - (Fmt::is_signed && V::takes_signed ? 128 : 0);
+
+// Asks for memory that will be read soon. Not in full tiles: there arithmetic takes longer.
 template <class V, class Fmt, int T>
-void tile(const uint8_t* panel, const Activations& a, int64_t first, float* out, int64_t stride) {
-  constexpr int L = V::L;
-  constexpr size_t block = Fmt::block(L), header = Fmt::header(L);
-  constexpr size_t d_bytes = Fmt::scale_bytes * L;
+inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
+  if constexpr (T < V::tile)
+    for (size_t line = 0; line < Block<V, Fmt>::bytes; line += 64) V::prefetch(w.p + 2048 + line);
+}
+
+// Float operations come in the same order for a token whatever T is, so that its results do not
+// depend on its neighbours.
+template <class V, class Fmt, int T>
+void tile(const uint8_t* const* panels, const Activations& a, int64_t first, float* out,
+          int64_t stride) {
+  constexpr int L = V::L, P = kRows / L;
+  constexpr int zero = zero_point<V, Fmt>;
+  constexpr size_t header = Fmt::header(L), d_bytes = Fmt::scale_bytes * L;
+  using Columns = Block<V, Fmt>;
   const int64_t K = a.cols;
-  const uint8_t* h = panel;
-  const uint8_t* p = panel + Fmt::headers(L, K);
-  const int8_t* x[T];
-  const int16_t* wide[T];
-  typename V::F acc[T];
-  for (int t = 0; t < T; t++) {
-    x[t] = a.q + (first + t) * K;
-    wide[t] = V::wide ? a.wide + (first + t) * K : nullptr;
-    acc[t] = V::fzero();
+  const uint8_t* h[P];
+  Columns w[P];
+  typename V::F acc[P][T];
+  for (int p = 0; p < P; p++) {
+    h[p] = panels[p];
+    w[p].p = panels[p] + Fmt::headers(L, K);
+    for (int t = 0; t < T; t++) acc[p][t] = V::fzero();
   }
+  const int8_t* x = a.q + first * K;
+  const float* d = a.d + first * (K / Fmt::super);
+  const auto next_block = [&]() __attribute__((always_inline)) {
+    x += 32 * T;
+    for (int p = 0; p < P; p++) w[p].p += Columns::bytes;
+  };
+  const auto ahead = [&]() __attribute__((always_inline)) {
+    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, T>(w[p]);
+  };
   if constexpr (Fmt::super == 32) {
-    const int64_t blocks = K / 32;
-    const float* d = a.d32 + first * blocks;
-    const int16_t* s = a.sum32 + first * blocks;
-    for (int64_t b = 0; b < blocks; b++, p += block, h += header) {
-      if constexpr (T == 1)
-        for (size_t line = 0; line < block; line += 64) V::prefetch(p + 2048 + line);
-      typename V::I sum[T];
-      for (int t = 0; t < T; t++)
-        sum[t] = Fmt::zero ? V::set(-Fmt::zero * s[t * blocks + b]) : V::zero();
-      V::template group<Fmt, 0, 8, T>(Block<V, Fmt>{p}, x, wide, nullptr, 0, sum);
-      const typename V::F scale = Fmt::f32 ? V::load_float(h) : V::load_half(h);
+    const int16_t* s = a.sum32 + first * (K / 32);
+    for (int64_t b = 0; b < K / 32; b++, d += T, s += T) {
+      ahead();
+      typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
-        const float xd = d[t * blocks + b];
-        acc[t] = V::fma(V::to_float(sum[t]), V::times(scale, xd), acc[t]);
-        if constexpr (Fmt::min)
-          acc[t] = V::fma(V::load_half(h + d_bytes), V::fset(xd * s[t * blocks + b]), acc[t]);
-        x[t] += 32;
-        if constexpr (V::wide) wide[t] += 32;
+        const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
+        for (int p = 0; p < P; p++) sum[p][t] = start;
       }
+      V::template group<Fmt, 0, 8, P, T>(w, x, nullptr, 0, sum);
+      typename V::F scale[P];
+      for (int p = 0; p < P; p++) scale[p] = Fmt::f32 ? V::load_float(h[p]) : V::load_half(h[p]);
+      for (int t = 0; t < T; t++) {
+        const typename V::F xd = V::fset(d[t]);
+        for (int p = 0; p < P; p++)
+          acc[p][t] = V::fma(V::to_float(sum[p][t]), V::fmul(scale[p], xd), acc[p][t]);
+      }
+      if constexpr (Fmt::min) {
+        for (int p = 0; p < P; p++) scale[p] = V::load_half(h[p] + d_bytes);
+        for (int t = 0; t < T; t++) {
+          const typename V::F low = V::fset(d[t] * s[t]);
+          for (int p = 0; p < P; p++) acc[p][t] = V::fma(scale[p], low, acc[p][t]);
+        }
+      }
+      next_block();
+      for (int p = 0; p < P; p++) h[p] += header;
     }
   } else {
     constexpr size_t pair_bytes = 2 * L, pairs_at = d_bytes + (Fmt::min ? 2 * L : 0);
-    const int64_t supers = K / 256;
-    const float* d = a.d256 + first * supers;
-    const int64_t sums = K / Fmt::group;
-    const int16_t* s = (Fmt::group == 16 ? a.sum16 : a.sum32) + first * sums;
-    for (int64_t b = 0; b < supers; b++, h += header) {
-      typename V::I sum[T], low[T];
-      for (int t = 0; t < T; t++) sum[t] = low[t] = V::zero();
-      if constexpr (Fmt::group == 32) {
-        for (int j = 0; j < 4; j++) {
-          const typename V::P pair = V::load_pairs(h + pairs_at + j * pair_bytes);
-          for (int which = 0; which < 2; which++, p += block) {
-            if constexpr (T == 1)
-              for (size_t line = 0; line < block; line += 64) V::prefetch(p + 2048 + line);
-            V::template group<Fmt, 0, 8, T>(Block<V, Fmt>{p}, x, wide, &pair, which, sum);
-            for (int t = 0; t < T; t++) {
-              x[t] += 32;
-              if constexpr (V::wide) wide[t] += 32;
-            }
-          }
+    const int16_t* s = Fmt::group == 16 ? a.sum16 + first * (K / 16) : a.sum32 + first * (K / 32);
+    for (int64_t b = 0; b < K / 256; b++, d += T, s += 2 * Fmt::pairs * T) {
+      typename V::I sum[P][T];
+      for (int p = 0; p < P; p++)
+        for (int t = 0; t < T; t++) sum[p][t] = V::zero();
+      for (int j = 0; j < Fmt::pairs; j++) {
+        typename V::Pair pair[P];
+        for (int p = 0; p < P; p++) pair[p] = V::load_pairs(h[p] + pairs_at + j * pair_bytes);
+        ahead();
+        if constexpr (Fmt::group == 16) {
+          V::template group<Fmt, 0, 4, P, T>(w, x, pair, 0, sum);
+          V::template group<Fmt, 4, 4, P, T>(w, x, pair, 1, sum);
+        } else {
+          V::template group<Fmt, 0, 8, P, T>(w, x, pair, 0, sum);
+          next_block();
+          ahead();
+          V::template group<Fmt, 0, 8, P, T>(w, x, pair, 1, sum);
         }
-      } else {
-        for (int j = 0; j < 8; j++, p += block) {
-          if constexpr (T == 1)
-            for (size_t line = 0; line < block; line += 64) V::prefetch(p + 2048 + line);
-          const typename V::P pair = V::load_pairs(h + pairs_at + j * pair_bytes);
-          V::template group<Fmt, 0, 4, T>(Block<V, Fmt>{p}, x, wide, &pair, 0, sum);
-          V::template group<Fmt, 4, 4, T>(Block<V, Fmt>{p}, x, wide, &pair, 1, sum);
-          for (int t = 0; t < T; t++) {
-            x[t] += 32;
-            if constexpr (V::wide) wide[t] += 32;
-          }
-        }
+        next_block();
       }
       // Σ min·x, or zero · Σ scale·x: both are pairs times sums of the activations.
       constexpr size_t low_at = pairs_at + (Fmt::min ? Fmt::pairs * pair_bytes : 0);
-      for (int j = 0; j < Fmt::pairs; j++) {
-        const typename V::P pair = V::load_pairs(h + low_at + j * pair_bytes);
-        for (int t = 0; t < T; t++)
-          low[t] = V::mul_pairs(low[t], pair, s + t * sums + b * (256 / Fmt::group) + 2 * j);
-      }
-      const typename V::F scale = V::load_half(h);
-      for (int t = 0; t < T; t++) {
-        const float xd = d[t * supers + b];
-        if constexpr (Fmt::min)
-          acc[t] = V::fma(V::to_float(low[t]), V::times(V::load_half(h + d_bytes), -xd), acc[t]);
-        else
-          sum[t] = V::sub_times(sum[t], low[t], Fmt::zero);
-        acc[t] = V::fma(V::to_float(sum[t]), V::times(scale, xd), acc[t]);
+      typename V::I low[P][T];
+      for (int p = 0; p < P; p++)
+        for (int t = 0; t < T; t++) low[p][t] = V::zero();
+      if constexpr (Fmt::min || zero)
+        for (int j = 0; j < Fmt::pairs; j++)
+          for (int p = 0; p < P; p++) {
+            const typename V::Pair pair = V::load_pairs(h[p] + low_at + j * pair_bytes);
+            for (int t = 0; t < T; t++)
+              low[p][t] = V::mul_pairs(low[p][t], pair, s + 2 * (j * T + t));
+          }
+      for (int p = 0; p < P; p++) {
+        const typename V::F scale = V::load_half(h[p]);
+        for (int t = 0; t < T; t++) {
+          if constexpr (Fmt::min)
+            acc[p][t] = V::fma(V::to_float(low[p][t]),
+                               V::fmul(V::load_half(h[p] + d_bytes), V::fset(-d[t])), acc[p][t]);
+          else if constexpr (zero)
+            sum[p][t] = V::sub_times(sum[p][t], low[p][t], zero);
+          acc[p][t] = V::fma(V::to_float(sum[p][t]), V::fmul(scale, V::fset(d[t])), acc[p][t]);
+        }
+        h[p] += header;
       }
     }
   }
-  for (int t = 0; t < T; t++) V::store(out + t * stride, acc[t]);
+  for (int p = 0; p < P; p++)
+    for (int t = 0; t < T; t++) V::store(out + t * stride + p * L, acc[p][t]);
 }
 
 // To whole numbers in -127 … 127, to nearest, ties to even.
 inline vi rounded(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
 
 // NaN and infinity make a block's scale NaN, so that they reach the result and no other token.
-void quantize_token(const float* x, const Activations& a, int64_t token, int super, int64_t first,
-                    int64_t last) {
+void quantize_token(const float* x, const Activations& a, Tile tile, int64_t token, int super,
+                    int64_t first, int64_t last) {
   typedef int8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
   const int64_t K = a.cols;
-  int8_t* q = a.q + token * K;
+  const int n = tile.n, own = int(token - tile.first);
+  int8_t* q = a.q + tile.first * K + 4 * own;
+  int16_t* sum16 = a.sum16 + tile.first * (K / 16) + 2 * own;
+  int16_t* sum32 = a.sum32 + tile.first * (K / 32);
   for (int64_t b = first; b < last; b++) {
     const float* v = x + b * super;
     vf most = {}, bad = {};
@@ -184,34 +213,24 @@ void quantize_token(const float* x, const Activations& a, int64_t token, int sup
     for (int i = 0; i < N; i++) largest = most[i] > largest ? most[i] : largest;
     const bool finite = total(bad) == 0.0f, some = finite && largest > 1e-30f;
     const vf inverse = splat(some ? 127.0f / largest : 0.0f);
-    int8_t* o = q + b * super;
+    alignas(64) int8_t codes[256];
     if (some)
       for (int i = 0; i < super; i += N)
-        *(bytes*)(o + i) = __builtin_convertvector(rounded(load(v + i) * inverse), bytes);
+        *(bytes*)(codes + i) = __builtin_convertvector(rounded(load(v + i) * inverse), bytes);
     else
-      std::memset(o, 0, super);
-    const float scale = finite ? (some ? largest / 127.0f : 0.0f) : NAN;
-    if (super == 256)
-      a.d256[token * (K / 256) + b] = scale;
-    else
-      a.d32[token * (K / 32) + b] = scale;
-  }
-  int16_t* s16 = a.sum16 + token * (K / 16);
-  int16_t* s32 = a.sum32 + token * (K / 32);
-  for (int64_t g = first * super / 32; g < last * super / 32; g++) {
-    int sum[2] = {0, 0};
-    for (int i = 0; i < 16; i++) sum[0] += q[g * 32 + i], sum[1] += q[g * 32 + 16 + i];
-    s16[2 * g] = int16_t(sum[0]);
-    s16[2 * g + 1] = int16_t(sum[1]);
-    s32[g] = int16_t(sum[0] + sum[1]);
-  }
-  if (!a.wide) return;
-  int16_t* wide = a.wide + token * K;
-  for (int64_t i = first * super; i < last * super; i += 4) {
-    wide[i] = q[i];
-    wide[i + 1] = q[i + 2];
-    wide[i + 2] = q[i + 1];
-    wide[i + 3] = q[i + 3];
+      std::memset(codes, 0, super);
+    a.d[tile.first * (K / super) + b * n + own] =
+        finite ? (some ? largest / 127.0f : 0.0f) : NAN;
+    for (int i = 0; i < super; i += 4) std::memcpy(q + (b * super + i) * n, codes + i, 4);
+    for (int i = 0; i < super; i += 32) {
+      const int64_t g = (b * super + i) / 32;
+      int sum[2] = {0, 0};
+      for (int j = 0; j < 16; j++) sum[0] += codes[i + j], sum[1] += codes[i + 16 + j];
+      sum16[2 * g * n] = int16_t(sum[0]);
+      sum16[2 * g * n + 1] = int16_t(sum[1]);
+      int16_t* both = sum32 + (super == 32 ? g * n + own : g / 2 * 2 * n + 2 * own + g % 2);
+      *both = int16_t(sum[0] + sum[1]);
+    }
   }
 }
 

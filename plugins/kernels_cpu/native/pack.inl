@@ -72,14 +72,14 @@ template <> struct Source<Q8_0> {
   static constexpr int bytes = 34, cols = 32;
   static void read(const uint8_t* p, int, Row& o) {
     o.d16 = word(p);
-    for (int i = 0; i < 32; i++) o.q[i] = p[2 + i] ^ 128;
+    std::memcpy(o.q, p + 2, 32);
   }
 };
 template <> struct Source<Q8_K> {
   static constexpr int bytes = 292, cols = 256;
   static void read(const uint8_t* p, int part, Row& o) {
     std::memcpy(&o.d, p, 4);
-    for (int i = 0; i < 32; i++) o.q[i] = p[4 + 32 * part + i] ^ 128;
+    std::memcpy(o.q, p + 4 + 32 * part, 32);
   }
 };
 template <> struct Source<IQ4_NL> : Source<Q4_0> {};

@@ -1,57 +1,65 @@
-// One panel of rows times some tokens, and how loops over panels and tokens are cut up.
+// Rows of a weight times tokens, and how loops over both are cut up.
 #pragma once
 #include "work.h"
 
 namespace tmk {
 
-constexpr int kMaxTile = 8, kMaxLanes = 16;
+constexpr int kMaxTile = 8;
+constexpr int64_t kNear = 256 << 10;  // bytes of weights that stay in a core's own cache
 
-// Rows of panel `i`, tokens t0 … t1 - 1: `use(token, row, rows, values)` gets each token's.
-template <class Use>
-inline void panel_times(const Isa& isa, const Linear& w, const Activations& x, int64_t i,
-                        int64_t t0, int64_t t1, Use use) {
-  const int L = isa.lanes;
-  const int64_t row = i * L;
-  const int rows = w.rows - row < L ? int(w.rows - row) : L;
-  alignas(64) float got[kMaxTile * kMaxLanes];
-  const int bytes = plain_bytes(w.type);
-  if (bytes) {
-    const uint8_t* first = w.data + row * w.cols * bytes;
-    for (int64_t t = t0; t < t1; t += kMaxTile) {
-      const int n = t1 - t < kMaxTile ? int(t1 - t) : kMaxTile;
-      isa.plain(w.type, first, rows, w.cols, x.x + t * x.x_stride, x.x_stride, n, got, L);
-      for (int s = 0; s < n; s++) use(t + s, row, rows, got + s * L);
-    }
+// kRows rows from number `row` on.
+struct Strip {
+  int64_t row;
+  int rows;  // fewer at the end
+};
+
+inline int64_t strips_of(const Linear& w) { return (w.rows + kRows - 1) / kRows; }
+
+inline Strip strip(const Linear& w, int64_t i) {
+  const int64_t row = i * kRows;
+  return {row, w.rows - row < kRows ? int(w.rows - row) : kRows};
+}
+
+// A strip times the tokens of one tile (of any eight, for float weights), out [n, kRows].
+inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, const Strip& s,
+                        Tile tile, float* out) {
+  if (const int bytes = plain_bytes(w.type)) {
+    const uint8_t* first = w.data + s.row * w.cols * bytes;
+    isa.plain(w.type, first, s.rows, w.cols, x.x + tile.first * x.x_stride, x.x_stride, tile.n, out,
+              kRows);
     return;
   }
-  const uint8_t* panel = w.data + i * panel_bytes(w, L);
-  const int bits = affine_bits(w.type);
-  for (int64_t t = t0; t < t1;) {
-    // A tile that would stick out goes back; a few tokens are then computed twice.
-    int n = 1;
-    int64_t first = t;
-    if (t1 - t >= isa.tile) {
-      n = isa.tile;
-    } else if (t1 - t > 1 && t1 - isa.tile >= 0) {
-      n = isa.tile;
-      first = t1 - isa.tile;
-    }
-    if (bits)
-      isa.affine[bits][n > 1](panel, w, x, first, got, L);
-    else
-      isa.linear[w.type][n > 1](panel, x, first, got, L);
-    for (int64_t s = t; s < first + n; s++) use(s, row, rows, got + (s - first) * L);
-    t = first + n;
+  const size_t size = panel_bytes(w, isa.lanes);
+  const uint8_t* panels[kRows];  // those that the weight lacks are the first again
+  for (int n = 0; n < kRows / isa.lanes; n++)
+    panels[n] = w.data + (s.row / isa.lanes + (n * isa.lanes < s.rows ? n : 0)) * size;
+  const int which = __builtin_ctz(tile.n);
+  if (const int bits = affine_bits(w.type))
+    isa.affine[bits][which](panels, w, x, tile.first, out, kRows);
+  else
+    isa.linear[w.type][which](panels, x, tile.first, out, kRows);
+}
+
+// Strips that a thread takes at once. With many tokens each tile of them meets all these, so they
+// should stay near; with few, short pieces let threads finish together.
+inline int64_t strips_at_once(const Isa& isa, const Linear& w, int64_t T) {
+  if (T < 32) return 2;
+  const int bytes = plain_bytes(w.type);
+  const int64_t own =
+      bytes ? kRows * w.cols * bytes : kRows / isa.lanes * int64_t(panel_bytes(w, isa.lanes));
+  return own * 16 <= kNear ? 16 : own * 2 >= kNear ? 2 : kNear / own;
+}
+
+// use(strip, tile) for strips first … last - 1 and every tile of tokens begin … end - 1.
+template <class Use>
+inline void walk(const Isa& isa, const Linear& w, int64_t first, int64_t last, int64_t begin,
+                 int64_t end, Use use) {
+  const int most = plain_bytes(w.type) ? kMaxTile : isa.tile;
+  for (int64_t t = begin; t < end;) {
+    const Tile tile = tile_at(t, begin, end, most);
+    for (int64_t i = first; i < last; i++) use(strip(w, i), tile);
+    t += tile.n;
   }
 }
-
-// Tokens that go through a few panels together: their activations stay in the first-level cache.
-inline int64_t token_block(const Isa& isa, int64_t T) { return T < isa.tile ? T : isa.tile; }
-
-inline int64_t panels_of(const Isa& isa, const Linear& w) {
-  return (w.rows + isa.lanes - 1) / isa.lanes;
-}
-
-inline int64_t panels_at_once(int64_t T) { return T >= 32 ? 8 : 4; }
 
 }  // namespace tmk

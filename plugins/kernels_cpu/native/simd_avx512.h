@@ -10,11 +10,11 @@ namespace {  // see formats.h
 
 struct Avx512 {
   static constexpr int L = 16, tile = 8;
-  static constexpr bool wide = false;
+  static constexpr bool takes_signed = false;
   using B = __m512i;
   using I = __m512i;
   using F = __m512;
-  using P = __m512i;
+  using Pair = __m512i;
 
   static B load(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int Shift> static B bits(B a, uint8_t mask) {
@@ -22,12 +22,14 @@ struct Avx512 {
   }
   template <int Shift> static B raise(B a) { return _mm512_slli_epi16(a, Shift); }
   static B either(B a, B b) { return _mm512_or_si512(a, b); }
-  static B look_up(const uint8_t* book, B a) {
+  static B look_up(const int8_t* book, B a) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)book)), a);
   }
 
+  static B raised_by_128(B a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
+
   static I zero() { return _mm512_setzero_si512(); }
-  static I set(int32_t n) { return _mm512_set1_epi32(n); }
+  static I times(const int16_t* a, int n) { return _mm512_set1_epi32(*a * n); }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I sub_times(I a, I b, int n) {
     return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(n)));
@@ -35,7 +37,7 @@ struct Avx512 {
   static F fzero() { return _mm512_setzero_ps(); }
   static F fset(float n) { return _mm512_set1_ps(n); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
-  static F times(F a, float n) { return _mm512_mul_ps(a, _mm512_set1_ps(n)); }
+  static F fmul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static F load_half(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
@@ -46,7 +48,7 @@ struct Avx512 {
   }
   static F load_float(const uint8_t* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, F a) { _mm512_storeu_ps(p, a); }
-  static P load_pairs(const uint8_t* p) {
+  static Pair load_pairs(const uint8_t* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
   }
   static I four(const void* p) {
@@ -54,30 +56,37 @@ struct Avx512 {
     std::memcpy(&n, p, 4);
     return _mm512_set1_epi32(n);
   }
-  static I mul_pairs(I acc, P a, const int16_t* x) { return add(acc, _mm512_madd_epi16(a, four(x))); }
+  static I mul_pairs(I acc, Pair a, const int16_t* x) { return add(acc, _mm512_madd_epi16(a, four(x))); }
   static void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
-  template <class Fmt, int First, int Count, int T, class Fetch>
-  static inline __attribute__((always_inline)) void group(Fetch fetch, const int8_t* const* x,
-                                                          const int16_t* const*, const P* pair,
-                                                          int which, I (&sum)[T]) {
-    I acc[T];
+  template <class Fmt, int First, int Count, int P, int T, class Fetch>
+  static inline __attribute__((always_inline)) void group(const Fetch (&fetch)[P], const int8_t* x,
+                                                          const Pair* pair, int which,
+                                                          I (&sum)[P][T]) {
+    I acc[P][T];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; t++) acc[t] = pair ? zero() : sum[t];
+    for (int p = 0; p < P; p++)
+#pragma GCC unroll 8
+      for (int t = 0; t < T; t++) acc[p][t] = pair ? zero() : sum[p][t];
 #pragma GCC unroll 8
     for (int i = First; i < First + Count; i++) {
-      const B w = fetch(i);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) acc[t] = _mm512_dpbusd_epi32(acc[t], w, four(x[t] + 4 * i));
+      for (int p = 0; p < P; p++) {
+        const B w = fetch[p](i);
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++)
+          acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], w, four(x + 4 * (i * T + t)));
+      }
     }
-    if (pair) {
-      const I s = which ? _mm512_srai_epi32(*pair, 16)
-                        : _mm512_srai_epi32(_mm512_slli_epi32(*pair, 16), 16);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) sum[t] = add(sum[t], _mm512_mullo_epi32(acc[t], s));
-    } else {
+    for (int p = 0; p < P; p++) {
+      I s = zero();
+      if (pair)
+        s = which ? _mm512_srai_epi32(pair[p], 16)
+                  : _mm512_srai_epi32(_mm512_slli_epi32(pair[p], 16), 16);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) sum[t] = acc[t];
+      for (int t = 0; t < T; t++)
+        sum[p][t] = pair ? add(sum[p][t], _mm512_mullo_epi32(acc[p][t], s)) : acc[p][t];
     }
   }
 };

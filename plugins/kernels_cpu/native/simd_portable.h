@@ -27,11 +27,11 @@ inline float half_to_float(uint16_t h) {
 template <int Lanes>
 struct Portable {
   static constexpr int L = Lanes, tile = 4;
-  static constexpr bool wide = false;
+  static constexpr bool takes_signed = false;
   struct B { uint8_t v[4 * L]; };
   struct I { int32_t v[L]; };
   struct F { float v[L]; };
-  struct P { int16_t v[2 * L]; };
+  struct Pair { int16_t v[2 * L]; };
 
   static B load(const uint8_t* p) { B o; std::memcpy(o.v, p, sizeof o.v); return o; }
   template <int Shift> static B bits(B a, uint8_t mask) {
@@ -40,16 +40,17 @@ struct Portable {
   }
   template <int Shift> static B raise(B a) { for (auto& b : a.v) b = uint8_t(b << Shift); return a; }
   static B either(B a, B b) { for (int i = 0; i < 4 * L; i++) a.v[i] |= b.v[i]; return a; }
-  static B look_up(const uint8_t* book, B a) { for (auto& b : a.v) b = book[b]; return a; }
+  static B look_up(const int8_t* book, B a) { for (auto& b : a.v) b = uint8_t(book[b]); return a; }
+  static B raised_by_128(B a) { for (auto& b : a.v) b ^= 128; return a; }
 
   static I zero() { return I{}; }
-  static I set(int32_t n) { I o; for (auto& i : o.v) i = n; return o; }
+  static I times(const int16_t* a, int n) { I o; for (auto& i : o.v) i = *a * n; return o; }
   static I add(I a, I b) { for (int i = 0; i < L; i++) a.v[i] += b.v[i]; return a; }
   static I sub_times(I a, I b, int n) { for (int i = 0; i < L; i++) a.v[i] -= b.v[i] * n; return a; }
   static F fzero() { return F{}; }
   static F fset(float n) { F o; for (auto& f : o.v) f = n; return o; }
   static F to_float(I a) { F o; for (int i = 0; i < L; i++) o.v[i] = float(a.v[i]); return o; }
-  static F times(F a, float n) { for (auto& f : a.v) f *= n; return a; }
+  static F fmul(F a, F b) { for (int i = 0; i < L; i++) a.v[i] *= b.v[i]; return a; }
   static F fma(F a, F b, F c) { for (int i = 0; i < L; i++) c.v[i] += a.v[i] * b.v[i]; return c; }
   static F load_half(const uint8_t* p) {
     F o;
@@ -68,33 +69,36 @@ struct Portable {
   }
   static F load_float(const uint8_t* p) { F o; std::memcpy(o.v, p, sizeof o.v); return o; }
   static void store(float* p, F a) { std::memcpy(p, a.v, sizeof a.v); }
-  static P load_pairs(const uint8_t* p) {
-    P o;
+  static Pair load_pairs(const uint8_t* p) {
+    Pair o;
     for (int i = 0; i < 2 * L; i++) o.v[i] = int8_t(p[i]);
     return o;
   }
-  static I mul_pairs(I acc, P a, const int16_t* x) {
+  static I mul_pairs(I acc, Pair a, const int16_t* x) {
     for (int i = 0; i < L; i++) acc.v[i] += a.v[2 * i] * x[0] + a.v[2 * i + 1] * x[1];
     return acc;
   }
   static void prefetch(const uint8_t*) {}
 
-  // Sum of a group's products for T tokens, each times the row's sub-scale.
-  template <class Fmt, int First, int Count, int T, class Fetch>
-  static void group(Fetch fetch, const int8_t* const* x, const int16_t* const*, const P* pair,
-                    int which, I (&sum)[T]) {
-    I acc[T] = {};
-    for (int i = First; i < First + Count; i++) {
-      B w = fetch(i);
-      for (int t = 0; t < T; t++) {
-        const int8_t* q = x[t] + 4 * i;
-        for (int r = 0; r < L; r++)
-          acc[t].v[r] += w.v[4 * r] * q[0] + w.v[4 * r + 1] * q[1] + w.v[4 * r + 2] * q[2] +
-                         w.v[4 * r + 3] * q[3];
+  // Adds a group's products for P panels and T tokens, each times the row's sub-scale.
+  template <class Fmt, int First, int Count, int P, int T, class Fetch>
+  static void group(const Fetch (&fetch)[P], const int8_t* x, const Pair* pair, int which,
+                    I (&sum)[P][T]) {
+    for (int p = 0; p < P; p++) {
+      I acc[T] = {};
+      for (int i = First; i < First + Count; i++) {
+        const B w = fetch[p](i);
+        for (int t = 0; t < T; t++) {
+          const int8_t* q = x + 4 * (i * T + t);
+          for (int r = 0; r < L; r++)
+            acc[t].v[r] += w.v[4 * r] * q[0] + w.v[4 * r + 1] * q[1] + w.v[4 * r + 2] * q[2] +
+                           w.v[4 * r + 3] * q[3];
+        }
       }
+      for (int t = 0; t < T; t++)
+        for (int r = 0; r < L; r++)
+          sum[p][t].v[r] += pair ? acc[t].v[r] * pair[p].v[2 * r + which] : acc[t].v[r];
     }
-    for (int t = 0; t < T; t++)
-      for (int r = 0; r < L; r++) sum[t].v[r] += pair ? acc[t].v[r] * pair->v[2 * r + which] : acc[t].v[r];
   }
 };
 

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "panels.h"
 
 namespace tmk {
@@ -14,25 +16,20 @@ uint8_t* Scratch::get(size_t bytes) {
   return data;
 }
 
-size_t activation_bytes(const Isa& isa, int64_t T, int64_t K) {
-  return aligned(T * K) + (isa.wide ? aligned(2 * T * K) : 0) + aligned(T * K / 8) +
-         aligned(T * K / 16) + aligned(T * K / 8) + 64;
+size_t activation_bytes(const Isa&, int64_t T, int64_t K) {
+  return aligned(T * K) + aligned(T * K / 8) + aligned(T * K / 16) + aligned(T * K / 8) + 64;
 }
 
-Activations place(const Isa& isa, uint8_t* p, int64_t T, int64_t K) {
+Activations place(const Isa&, uint8_t* p, int64_t T, int64_t K) {
   Activations a{};
   a.cols = K;
   a.q = (int8_t*)p;
   p += aligned(T * K);
-  if (isa.wide) {
-    a.wide = (int16_t*)p;
-    p += aligned(2 * T * K);
-  }
   a.sum16 = (int16_t*)p;
   p += aligned(T * K / 8);
   a.sum32 = (int16_t*)p;
   p += aligned(T * K / 16);
-  a.d32 = a.d256 = (float*)p;
+  a.d = (float*)p;
   return a;
 }
 
@@ -54,62 +51,63 @@ void quantize(const Isa& isa, const float* x, int64_t stride, Activations& a, in
   for (int64_t n = 0; n < T * pieces; n++) {
     const int64_t t = n / pieces, first = n % pieces * step;
     const int64_t last = T > 1 || first + step > parts ? parts : first + step;
-    isa.quantize(x + t * stride, a, t, super, first, last);
+    isa.quantize(x + t * stride, a, tile_at(t, 0, T, isa.tile), t, super, first, last);
   }
 }
 
+namespace {
+
+inline void add_to(float* o, const float* other, int n) {
+  for (int i = 0; i < n; i++) o[i] += other[i];
+}
+
+}  // namespace
+
 void multiply(const Isa& isa, const Product* jobs, int count, const Activations& x, int64_t T) {
-  const int64_t step = token_block(isa, T), group = panels_at_once(T);
+  const int64_t step = strips_at_once(isa, *jobs[0].w, T);
+  const auto pieces = [&](const Product& job) { return (strips_of(*job.w) + step - 1) / step; };
   int64_t total = 0;
-  for (int j = 0; j < count; j++) total += (panels_of(isa, *jobs[j].w) + group - 1) / group;
+  for (int j = 0; j < count; j++) total += pieces(jobs[j]);
 #pragma omp for schedule(dynamic, 1)
   for (int64_t n = 0; n < total; n++) {
     int64_t first = n;
     const Product* job = jobs;
-    for (;; job++) {
-      const int64_t own = (panels_of(isa, *job->w) + group - 1) / group;
-      if (first < own) break;
-      first -= own;
-    }
-    first *= group;
-    const int64_t panels = panels_of(isa, *job->w);
-    const int64_t last = first + group < panels ? first + group : panels;
-    const auto put = [&](int64_t t, int64_t row, int rows, const float* values) {
-      float* o = job->out + t * job->stride + row;
-      const float* bias = job->w->bias;
-      const float* add = job->add ? job->add + t * job->stride + row : nullptr;
-      for (int r = 0; r < rows; r++)
-        o[r] = (bias ? values[r] + bias[row + r] : values[r]) + (add ? add[r] : 0.0f);
-    };
-    for (int64_t t = 0; t < T; t += step)
-      for (int64_t i = first; i < last; i++)
-        panel_times(isa, *job->w, x, i, t, t + step < T ? t + step : T, put);
+    for (; first >= pieces(*job); job++) first -= pieces(*job);
+    first *= step;
+    const Linear& w = *job->w;
+    const int64_t strips = strips_of(w), last = first + step < strips ? first + step : strips;
+    walk(isa, w, first, last, 0, T, [&](Strip s, Tile tile) {
+      alignas(64) float got[kMaxTile * kRows];
+      strip_times(isa, w, x, s, tile, got);
+      for (int t = 0; t < tile.n; t++) {
+        float* one = got + t * kRows;
+        const int64_t at = (tile.first + t) * job->stride + s.row;
+        if (w.bias) add_to(one, w.bias + s.row, s.rows);
+        if (job->add) add_to(one, job->add + at, s.rows);
+        std::memcpy(job->out + at, one, sizeof(float) * s.rows);
+      }
+    });
   }
 }
 
 void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int act, float* out,
                     int64_t stride, const Activations& x, int64_t T) {
-  const int64_t step = token_block(isa, T), group = panels_at_once(T);
-  const int64_t panels = panels_of(isa, gate);
+  const int64_t step = strips_at_once(isa, gate, T), strips = strips_of(gate);
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t first = 0; first < panels; first += group) {
-    const int64_t last = first + group < panels ? first + group : panels;
-    for (int64_t t = 0; t < T; t += step) {
-      const int64_t end = t + step < T ? t + step : T;
-      for (int64_t i = first; i < last; i++) {
-        const auto keep = [&](int64_t s, int64_t row, int rows, const float* values) {
-          float* o = out + s * stride + row;
-          for (int r = 0; r < rows; r++) o[r] = gate.bias ? values[r] + gate.bias[row + r] : values[r];
-        };
-        const auto combine = [&](int64_t s, int64_t row, int rows, const float* values) {
-          alignas(64) float raised[kMaxLanes];
-          for (int r = 0; r < rows; r++) raised[r] = up.bias ? values[r] + up.bias[row + r] : values[r];
-          isa.gate(act, out + s * stride + row, raised, rows);
-        };
-        panel_times(isa, gate, x, i, t, end, keep);
-        panel_times(isa, up, x, i, t, end, combine);
+  for (int64_t first = 0; first < strips; first += step) {
+    const int64_t last = first + step < strips ? first + step : strips;
+    walk(isa, gate, first, last, 0, T, [&](Strip s, Tile tile) {
+      alignas(64) float got[kMaxTile * kRows], raised[kMaxTile * kRows];
+      strip_times(isa, gate, x, s, tile, got);
+      strip_times(isa, up, x, s, tile, raised);
+      for (int t = 0; t < tile.n; t++) {
+        float *one = got + t * kRows, *other = raised + t * kRows;
+        if (gate.bias) add_to(one, gate.bias + s.row, s.rows);
+        if (up.bias) add_to(other, up.bias + s.row, s.rows);
+        isa.gate(act, one, other, s.rows);
+        std::memcpy(out + (tile.first + t) * stride + s.row, one, sizeof(float) * s.rows);
       }
-    }
+    });
   }
 }
 

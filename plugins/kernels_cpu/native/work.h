@@ -27,7 +27,7 @@ extern thread_local Scratch scratch;
 
 inline size_t aligned(size_t bytes) { return (bytes + 63) & ~size_t(63); }
 
-// Bytes for T tokens of K columns, and where their parts lie.
+// Bytes for T tokens of K columns, and where their parts lie; a token's place depends on T.
 size_t activation_bytes(const Isa& isa, int64_t T, int64_t K);
 Activations place(const Isa& isa, uint8_t* memory, int64_t T, int64_t K);
 

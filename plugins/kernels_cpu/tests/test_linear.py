@@ -96,12 +96,31 @@ def test_rounding_of_activations_is_all_that_is_lost(name: str) -> None:
     assert (got - reference_result).norm() <= 0.03 * reference_result.norm()
 
 
-def test_many_tokens_equal_one_at_a_time() -> None:
-    weight = prepare(random_weight("q4_k", 100, 512))
+@pytest.mark.parametrize("name", NAMES)
+def test_many_tokens_equal_one_at_a_time(name: str) -> None:
+    weight = prepare(random_weight(name, 41, 512))
     x = torch.randn(131, 512, generator=torch.Generator().manual_seed(3))
-    together = packed_linear(x, weight)
     alone = torch.cat([packed_linear(row[None], weight) for row in x])
-    assert torch.equal(together, alone)
+    for tokens in (2, 3, 7, 8, 15, 131):
+        assert torch.equal(packed_linear(x[:tokens], weight), alone[:tokens]), tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_codes_and_activations_do_not_overflow(name: str) -> None:
+    x = torch.full((5, 512), 127.0)
+    x[1] = -127
+    x[2, ::2] = -127
+    x[3, 1::4] = -127
+    x[4, 1:] = 0
+    for code in (0x00, 0x7F, 0x80, 0xFF):
+        weight = random_weight(name, 17, 512)
+        first = {"q8_0": 2, "q8_k": 4, "mxfp4": 1}.get(name, 0)  # scales that HALVES does not know
+        scales = {at + i for at in HALVES.get(name, ()) for i in (0, 1)}
+        codes = [i for i in range(first, BY_NAME[name].type_size) if i not in scales]
+        weight.blocks.view(-1, BY_NAME[name].type_size)[:, codes] = code
+        want = exact(x, weight)
+        got = packed_linear(x, prepare(weight))
+        assert (got - want).abs().max() <= 2e-6 * want.abs().max(), (name, code)
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q8_0"])
