@@ -15,6 +15,7 @@ from tramontane.loading.tensors import SafetensorsFormat
 from tramontane.loading.weights import Binder, wanted_names, weight_bytes
 from tramontane.nn import (
     ExpertLinear,
+    NarrowExpertLinear,
     PackedEmbedding,
     PackedExpertLinear,
     PackedLinear,
@@ -279,13 +280,32 @@ def test_packed_experts_are_stacked_where_they_are():
     assert isinstance(model.experts.packed, PackedStack)
     assert [model.experts.packed.expert(i) for i in range(3)] == parts
     x = torch.randn(2, 6)
-    assert torch.equal(model.experts.expert(x, 1), x @ parts[1].dequantize().T)
+    assert torch.equal(model.experts(x, 1), x @ parts[1].dequantize().T)
     picked = model.experts.packed.gather(torch.tensor([2, 0]))
     assert torch.equal(picked, torch.stack([parts[2].dequantize(), parts[0].dequantize()]))
     experts["experts.2.weight"] = torch.randn(5, 6)  # one plain part makes all of them plain
     model, _ = load({**fused, **experts}, architecture=Fused)
     assert torch.equal(model.experts.weight[1], parts[1].dequantize())
     assert torch.equal(model.experts.weight[2], experts["experts.2.weight"])
+
+
+def test_experts_keep_narrow_floats_that_a_kernel_reads(monkeypatch):
+    def reads(stored, dtype, device):
+        return stored is torch.bfloat16
+
+    monkeypatch.setattr("tramontane.loading.weights.multiplies_narrow", reads)
+    fused = {"qkv.weight": torch.randn(8, 3), "qkv.bias": torch.randn(8)}
+    parts = [torch.randn(5, 6).bfloat16() for _ in range(3)]
+    tensors = fused | {f"experts.{i}.weight": part for i, part in enumerate(parts)}
+    model, _ = load(tensors, architecture=Fused)
+    assert isinstance(model.experts, NarrowExpertLinear)
+    assert torch.equal(model.experts.weight, torch.stack(parts))
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(model.experts(x, 2), x @ parts[2].float().T)
+    tensors["experts.1.weight"] = torch.randn(5, 6)  # one wider part is not rounded
+    model, _ = load(tensors, architecture=Fused)
+    assert type(model.experts) is ExpertLinear
+    assert torch.equal(model.experts.weight[1], tensors["experts.1.weight"])
 
 
 def test_split_and_stack_of_wrong_sizes():

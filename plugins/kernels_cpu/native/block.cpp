@@ -12,7 +12,7 @@ struct Block {
   const Linear *gate, *up, *down;
   const float *attn_norm, *q_norm, *k_norm, *mlp_norm;
   double attn_eps, q_eps, k_eps, mlp_eps;
-  int64_t act;       // of the gated MLP, see float_ops.inl
+  int64_t act;       // of the gated MLP, see gate.inl
   int64_t residual;  // whether what a half computes is added to what enters it
 };
 

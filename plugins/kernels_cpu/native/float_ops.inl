@@ -1,5 +1,5 @@
 // Float32 operations for one instruction set: attention over cached keys and values, norm, rotation,
-// gate, and weights that are plain floats. Written with the compiler's vectors of TMK_FLOATS lanes.
+// and weights that are plain floats. Written with the compiler's vectors of TMK_FLOATS lanes.
 
 #include <cmath>
 #include <cstring>
@@ -235,7 +235,7 @@ void attend(const AttentionSpan& s) {
   }
 }
 
-// Norm, rotation, gate ---------------------------------------------------------------------------
+// Norm, rotation ---------------------------------------------------------------------------------
 
 void norm(const float* x, const float* weight, float eps, int64_t n, float* out) {
   vf acc[4] = {};
@@ -301,37 +301,6 @@ void store_as(int kv_dtype, const float* x, uint8_t* out, int64_t n) {
   } else {
     for (int64_t i = 0; i < n; i++) o[i] = to_half(x[i]);
   }
-}
-
-inline vf sigmoid(vf x) {
-  const vf top = splat(88.0f);
-  return 1.0f / (1.0f + exponential(pick(-x > top, top, -x)));
-}
-
-enum Act { kSilu = 0, kTanhGelu = 1, kGelu = 2, kRelu = 3 };
-
-inline vf activate(int act, vf x) {
-  switch (act) {
-    case kSilu: return x * sigmoid(x);
-    case kTanhGelu: return x * sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
-    case kGelu: {
-      vf o;
-      for (int i = 0; i < N; i++) o[i] = 0.5f * x[i] * (1.0f + std::erf(x[i] * 0.70710678f));
-      return o;
-    }
-    default: return pick(x > splat(0.0f), x, pick(x == x, vf{}, x));
-  }
-}
-
-void gate(int act, float* g, const float* up, int n) {
-  int i = 0;
-  for (; i + N <= n; i += N) store(g + i, activate(act, load(g + i)) * load(up + i));
-  if (i == n) return;
-  float a[N] = {}, b[N] = {};
-  std::memcpy(a, g + i, sizeof(float) * (n - i));
-  std::memcpy(b, up + i, sizeof(float) * (n - i));
-  store(a, activate(act, load(a)) * load(b));
-  std::memcpy(g + i, a, sizeof(float) * (n - i));
 }
 
 // Weights that are plain floats ------------------------------------------------------------------

@@ -79,6 +79,8 @@ struct Isa {
   void (*rotate)(float* x, const float* cos, const float* sin, int n, bool adjacent);
   void (*store)(int kv_dtype, const float* x, uint8_t* out, int64_t n);
   void (*gate)(int act, float* gate, const float* up, int n);  // gate = act(gate) · up
+  // gate = (up + 1) · gate · sigmoid(alpha · gate), with gate at most limit and up within ±limit
+  void (*bounded_gate)(float limit, float alpha, float* gate, const float* up, int n);
   // scores and values of one key/value head over a run of cached tokens; see attention.inl
   void (*attend)(const struct AttentionSpan&);
 };

@@ -1,5 +1,5 @@
 // Fills the function table of one instruction set. TMK_VECTOR is its vector struct.
-#include "float_ops.inl"
+#include "gate.inl"
 #include "linear.inl"
 #include "pack.inl"
 
@@ -37,6 +37,7 @@ Isa make_table(const char* name) {
   isa.rotate = rotate;
   isa.store = store_as;
   isa.gate = gate;
+  isa.bounded_gate = bounded_gate;
   return isa;
 }
 

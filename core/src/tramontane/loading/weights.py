@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from tramontane.errors import CheckpointError
+from tramontane.loading.layers import stored_names
 from tramontane.loading.rules import Arrangement, Cut, Recipe, Stacked, Stored, Transposed
 from tramontane.nn import (
     ExpertLinear,
+    NarrowExpertLinear,
     NarrowLinear,
     PackedEmbedding,
     PackedExpertLinear,
@@ -121,20 +123,23 @@ class Binder:
         return model
 
     def _typed(self, name: str, meta: Tensor, module: nn.Module) -> Tensor:
-        """``meta`` in the dtype of the model, or in that of the file for the matrix of a linear
-        whose kernel reads it so."""
+        """``meta`` in the dtype of the model, or in that of the file for the matrices of a linear
+        or of experts whose kernel reads them so."""
         if not meta.dtype.is_floating_point:
             return meta
         recipe = self._arrangement.recipes.get(name)
-        aliases = self._arrangement.aliases
-        if type(module) is nn.Linear and meta.dim() == 2 and isinstance(recipe, Stored):
-            stored = self._checkpoint.tensor(recipe.name)
+        dimensions = {nn.Linear: 2, ExpertLinear: 3}.get(type(module))
+        if meta.dim() == dimensions and recipe is not None:
+            stored = [self._checkpoint.tensor(part) for part in stored_names(recipe)]
+            kinds = {part.dtype if isinstance(part, Tensor) else None for part in stored}
+            (kind, *others) = kinds
             if (
-                isinstance(stored, Tensor)
-                and name not in aliases.values()
-                and multiplies_narrow(stored.dtype, self._dtype, self._device)
+                kind is not None
+                and not others
+                and name not in self._arrangement.aliases.values()
+                and multiplies_narrow(kind, self._dtype, self._device)
             ):
-                return meta.to(stored.dtype)
+                return meta.to(kind)
         return meta.to(self._dtype)
 
     def _value(self, name: str, meta: Tensor) -> Value:
@@ -297,8 +302,9 @@ class Binder:
             if leaf in module._parameters:
                 plain = self._parameter(plain)
             setattr(module, leaf, plain)
-        if type(module) is nn.Linear and module.weight.dtype != self._dtype:
-            return NarrowLinear(cast(nn.Parameter, module.weight), module.bias)
+        if type(module) in (nn.Linear, ExpertLinear) and module.weight.dtype != self._dtype:
+            narrow = NarrowLinear if isinstance(module, nn.Linear) else NarrowExpertLinear
+            return narrow(cast(nn.Parameter, module.weight), cast(Any, module.bias))
         return module
 
     def _plain(self, value: Value) -> Tensor:

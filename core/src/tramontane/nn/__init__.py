@@ -37,9 +37,22 @@ from tramontane.nn.group_affine import (
     unpack_bits,
 )
 from tramontane.nn.latent_attention import LatentSelfAttention
-from tramontane.nn.mlp import ACTIVATIONS, FUSED_GATE_UP, MLP, GatedMLP, activation
+from tramontane.nn.mlp import (
+    ACTIVATIONS,
+    FUSED_GATE_UP,
+    MLP,
+    ActivatedGate,
+    BoundedGate,
+    GatedMLP,
+    activation,
+)
 from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
-from tramontane.nn.narrow import NarrowLinear, PlainWeight, multiplies_narrow
+from tramontane.nn.narrow import (
+    NarrowExpertLinear,
+    NarrowLinear,
+    PlainWeight,
+    multiplies_narrow,
+)
 from tramontane.nn.norm import RMSNorm
 from tramontane.nn.packed import PackedEmbedding, PackedExpertLinear, PackedLinear, PackedStack
 from tramontane.nn.rope import RopeParameters, read_rope_parameters
@@ -54,7 +67,9 @@ __all__ = [
     "MIXTRAL_NAMES",
     "MLP",
     "SLIDING_ATTENTION",
+    "ActivatedGate",
     "AdjacentRope",
+    "BoundedGate",
     "CausalLM",
     "Decoder",
     "DecoderConfig",
@@ -68,6 +83,7 @@ __all__ = [
     "LayerNorm",
     "Mamba2",
     "MoE",
+    "NarrowExpertLinear",
     "NarrowLinear",
     "PackedEmbedding",
     "PackedExpertLinear",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,6 +52,34 @@ def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ConfigError(f"activation {name!r} is unknown; known are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+Gate = Callable[[Tensor, Tensor], Tensor]
+"""What enters a gated MLP's last projection, of its gate and up branches [..., intermediate]."""
+
+
+@frozen
+class ActivatedGate:
+    """``act(gate) * up`` (Shazeer, "GLU variants", arXiv:2002.05202)."""
+
+    act: Activation
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        return self.act(gate) * up
+
+
+@frozen
+class BoundedGate:
+    """``(up + 1) * gate * sigmoid(alpha * gate)``, the gate at most ``limit`` and up within it on
+    both sides (gpt-oss, arXiv:2508.10925)."""
+
+    limit: float
+    alpha: float
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        gate = gate.clamp(max=self.limit)
+        up = up.clamp(-self.limit, self.limit)
+        return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
 
 
 class MLP(nn.Module):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tramontane.nn.mlp import activation
+from tramontane.kernels import dispatch
+from tramontane.nn.mlp import ActivatedGate, Gate, activation
 
 Router = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Logits [T, num_experts] to weights and expert indices, both [T, top_k]."""
@@ -21,7 +22,8 @@ Router = Callable[[Tensor], tuple[Tensor, Tensor]]
 class ExpertLinear(nn.Module):
     """One linear for each expert, stacked in a parameter [num_experts, out, in].
 
-    The loader may replace it by `PackedExpertLinear`, which has the same ``expert``.
+    Called with tokens and the index of their expert. The loader may replace it by
+    `PackedExpertLinear` or `NarrowExpertLinear`.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class ExpertLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_experts, out_features, in_features))
         self.bias = nn.Parameter(torch.empty(num_experts, out_features)) if bias else None
 
-    def expert(self, x: Tensor, index: int) -> Tensor:
+    def forward(self, x: Tensor, index: int) -> Tensor:
         """``x`` [n, in] through expert ``index``: [n, out]."""
         bias = None if self.bias is None else self.bias[index]
         return F.linear(x, self.weight[index], bias)
@@ -43,12 +45,13 @@ class ExpertLinear(nn.Module):
 
 
 class GatedExperts(nn.Module):
-    """Experts that are gated MLPs: ``down(act(gate(x)) * up(x))``.
+    """Experts that are gated MLPs. Tokens are sorted by expert, so that each expert multiplies
+    once a step.
 
     Args:
         num_experts: how many there are.
         hidden_size, intermediate_size: widths outside and inside.
-        act: name of the activation.
+        act: name of the gate's activation, or what combines gate and up in its place.
         bias: whether the three projections have one.
     """
 
@@ -57,23 +60,48 @@ class GatedExperts(nn.Module):
         num_experts: int,
         hidden_size: int,
         intermediate_size: int,
-        act: str = "silu",
+        act: str | Gate = "silu",
         bias: bool = False,
     ) -> None:
         super().__init__()
+        self.num_experts = num_experts
         self.gate_proj = ExpertLinear(num_experts, hidden_size, intermediate_size, bias)
         self.up_proj = ExpertLinear(num_experts, hidden_size, intermediate_size, bias)
         self.down_proj = ExpertLinear(num_experts, intermediate_size, hidden_size, bias)
-        self.act = activation(act)
+        self.combine: Gate = ActivatedGate(activation(act)) if isinstance(act, str) else act
+        self._whole: dispatch.Operator | None = None
 
-    def combine(self, gate: Tensor, up: Tensor) -> Tensor:
-        """What enters the last projection, of both branches [n, intermediate_size]."""
-        return self.act(gate) * up
+    def bind_whole(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose what computes all of it in one call, if anything does."""
+        self._whole = dispatch.bind_whole("gated_experts", self, device, dtype)
 
-    def expert(self, x: Tensor, index: int) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        """Each token's sum over its experts, weighted.
+
+        Args:
+            x: [T, hidden_size].
+            weights, chosen: of each token's experts, [T, top_k].
+
+        Returns:
+            [T, hidden_size].
+        """
+        if self._whole is not None:
+            done: Tensor | None = self._whole(x, weights, chosen)
+            if done is not None:
+                return done
+        order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
+        tokens = order // chosen.shape[-1]
+        counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
+        parts = torch.split(x[tokens], counts)
+        through = [self._expert(p, e) for e, p in enumerate(parts) if p.shape[0]]
+        h = torch.cat(through) * weights.flatten()[order, None].to(x.dtype)  # [T * top_k, hidden]
+        return torch.zeros_like(x).index_add_(0, tokens, h)
+
+    def _expert(self, x: Tensor, index: int) -> Tensor:
         """``x`` [n, hidden_size] through expert ``index``: [n, hidden_size]."""
-        h = self.combine(self.gate_proj.expert(x, index), self.up_proj.expert(x, index))
-        return self.down_proj.expert(h, index)
+        h = self.combine(self.gate_proj(x, index), self.up_proj(x, index))
+        out: Tensor = self.down_proj(h, index)
+        return out
 
 
 def softmax_top_k(top_k: int, renormalize: bool = True) -> Router:
@@ -90,11 +118,11 @@ def softmax_top_k(top_k: int, renormalize: bool = True) -> Router:
 
 
 class MoE(nn.Module):
-    """Router and experts. Tokens are sorted by expert, so each expert multiplies once a step.
+    """Router and experts.
 
     Args:
         hidden_size: width of the residual stream.
-        experts: module with ``expert(x, index)``, e.g. `GatedExperts`.
+        experts: the experts.
         num_experts: how many there are.
         route: logits to weights and indices, e.g. ``softmax_top_k(2)``.
         gate_bias: whether the router's linear has a bias.
@@ -117,11 +145,5 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, hidden_size] to the same."""
         weights, chosen = self.route(self.gate(x))  # [T, top_k]
-        top_k = chosen.shape[-1]
-        order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
-        tokens = order // top_k
-        counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
-        parts = torch.split(x[tokens], counts)
-        done = [self.experts.expert(p, e) for e, p in enumerate(parts) if p.shape[0]]
-        h = torch.cat(done) * weights.flatten()[order, None].to(x.dtype)  # [T * top_k, hidden]
-        return torch.zeros_like(x).index_add_(0, tokens, h)
+        out: Tensor = self.experts(x, weights, chosen)
+        return out

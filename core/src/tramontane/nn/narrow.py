@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tramontane.kernels import dispatch
 from tramontane.kernels.reference import packed_linear
+from tramontane.nn.moe import ExpertLinear
 from tramontane.protocols.quantizer import PackedWeight
 
 _NAMES = {torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -91,6 +92,40 @@ class NarrowLinear(nn.Linear):
         if self._multiply is None:
             return F.linear(x, self.weight.to(x.dtype), self.bias)
         h: Tensor = self._multiply(x, self.operand, self.bias)  # [..., out]
+        return h
+
+
+class NarrowExpertLinear(ExpertLinear):
+    """`tramontane.nn.ExpertLinear` over BF16 or F16 weights that multiplies wider activations.
+
+    Args:
+        weight: [experts, out, in].
+        bias: [experts, out] in the type of the activations, or None.
+
+    Attributes:
+        operands: each expert's weight in the form that the kernel in use multiplies with.
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)
+        self.num_experts, self.out_features, self.in_features = weight.shape
+        self.weight = weight
+        self.register_parameter("bias", bias)
+        self.operands: list[Any] = []
+        self._multiply: dispatch.Operator | None = None
+
+    def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose the kernel for this type for good."""
+        parts = [PlainWeight(expert) for expert in self.weight.detach()]
+        kind = parts[0].format
+        self._multiply = dispatch.bind("packed_linear", device, dtype=dtype, format=kind)
+        self.operands = [dispatch.prepare(self._multiply, part) for part in parts]
+
+    def forward(self, x: Tensor, index: int) -> Tensor:
+        bias = None if self.bias is None else self.bias[index]
+        if self._multiply is None:
+            return F.linear(x, self.weight[index].to(x.dtype), bias)
+        h: Tensor = self._multiply(x, self.operands[index], bias)  # [n, out]
         return h
 
 

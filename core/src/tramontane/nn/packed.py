@@ -126,6 +126,9 @@ class PackedExpertLinear(nn.Module):
     Args:
         packed: weight of shape (experts, out, in).
         bias: [experts, out] or None.
+
+    Attributes:
+        operands: each expert's weight in the form that the kernel in use multiplies with.
     """
 
     def __init__(self, packed: PackedWeight, bias: Tensor | None = None) -> None:
@@ -133,7 +136,7 @@ class PackedExpertLinear(nn.Module):
         self.packed = packed
         self.num_experts, self.out_features, self.in_features = packed.shape
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        self._experts: list[Any] = [packed.expert(e) for e in range(self.num_experts)]
+        self.operands: list[Any] = [packed.expert(e) for e in range(self.num_experts)]
         self._multiply: dispatch.Operator = packed_linear
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -142,12 +145,12 @@ class PackedExpertLinear(nn.Module):
             "packed_linear", device, dtype=dtype, format=self.packed.format, **self.packed.facts
         )
         parts = [self.packed.expert(e) for e in range(self.num_experts)]
-        self._experts = [dispatch.prepare(self._multiply, part) for part in parts]
+        self.operands = [dispatch.prepare(self._multiply, part) for part in parts]
 
-    def expert(self, x: Tensor, index: int) -> Tensor:
+    def forward(self, x: Tensor, index: int) -> Tensor:
         """``x`` [n, in] through expert ``index``: [n, out]."""
         bias = None if self.bias is None else self.bias[index]
-        h: Tensor = self._multiply(x, self._experts[index], bias)
+        h: Tensor = self._multiply(x, self.operands[index], bias)
         return h
 
     def extra_repr(self) -> str:

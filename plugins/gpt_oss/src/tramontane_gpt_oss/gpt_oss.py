@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from attrs import frozen
-from torch import Tensor, nn
+from torch import nn
 
 from tramontane.errors import ConfigError
 from tramontane.nn import (
+    BoundedGate,
     CausalLM,
     Decoder,
     GatedExperts,
@@ -94,24 +94,12 @@ def _rope(data: Mapping[str, Any]) -> RopeParameters:
     return read_rope_parameters(given, default_theta=150_000.0, default_max_positions=MAX_POSITIONS)
 
 
-class GptOssExperts(GatedExperts):
-    """Experts with biases and a SwiGLU of their own: ``(up + 1) * gate * sigmoid(alpha * gate)``
-    of bounded branches."""
-
-    def __init__(self, config: GptOssConfig) -> None:
-        super().__init__(
-            config.num_local_experts, config.hidden_size, config.intermediate_size, bias=True
-        )
-        self.limit, self.alpha = config.swiglu_limit, config.swiglu_alpha
-
-    def combine(self, gate: Tensor, up: Tensor) -> Tensor:
-        gate = gate.clamp(max=self.limit)
-        up = up.clamp(-self.limit, self.limit)
-        return (up + 1) * gate * torch.sigmoid(self.alpha * gate)
-
-
 def _layer(config: GptOssConfig, layer_idx: int) -> nn.Module:
     hidden, eps = config.hidden_size, config.rms_norm_eps
+    gate = BoundedGate(config.swiglu_limit, config.swiglu_alpha)
+    experts = GatedExperts(
+        config.num_local_experts, hidden, config.intermediate_size, gate, bias=True
+    )
     return PreNormLayer(
         SelfAttention(
             hidden,
@@ -124,7 +112,7 @@ def _layer(config: GptOssConfig, layer_idx: int) -> nn.Module:
         ),
         MoE(
             hidden,
-            GptOssExperts(config),
+            experts,
             config.num_local_experts,
             # A softmax over the chosen logits alone is one over all of them, renormalized.
             softmax_top_k(config.num_experts_per_tok),

@@ -9,7 +9,6 @@ does not cover; the module then computes as if it had never been asked.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,6 @@ from tramontane.nn import (
     RMSNorm,
     Rope,
     SelfAttention,
-    activation,
 )
 from tramontane.protocols import ForwardBatch
 from tramontane_kernels_cpu.attention import (
@@ -40,12 +38,9 @@ from tramontane_kernels_cpu.attention import (
 )
 from tramontane_kernels_cpu.library import check, native, threads, why_not
 from tramontane_kernels_cpu.linear import MANY_ROWS
+from tramontane_kernels_cpu.parts import ACTS, Whole, is_plain, listened
 from tramontane_kernels_cpu.weights import NativeWeight
 
-Whole = Callable[..., Tensor | None]
-
-_ACTS: dict[Any, int] = {activation("silu"): 0, activation("gelu_pytorch_tanh"): 1}
-_ACTS |= {activation("gelu"): 2, activation("relu"): 3}
 _MAX_ROTARY = 512
 
 
@@ -139,7 +134,7 @@ def _new(dtype: torch.dtype) -> _Bound | None:
 
 
 def _add_attention(bound: _Bound, module: nn.Module) -> bool:
-    if not _is_plain(module, SelfAttention) or not isinstance(module, SelfAttention):
+    if not is_plain(module, SelfAttention) or not isinstance(module, SelfAttention):
         return False
     if module.operator != "paged_attention":
         return False
@@ -157,11 +152,11 @@ def _add_attention(bound: _Bound, module: nn.Module) -> bool:
 
 
 def _add_mlp(bound: _Bound, module: nn.Module) -> bool:
-    if not _is_plain(module, GatedMLP) or not isinstance(module, GatedMLP):
+    if not is_plain(module, GatedMLP) or not isinstance(module, GatedMLP):
         return False
-    if module.act not in _ACTS:
+    if module.act not in ACTS:
         return False
-    bound.block.act = _ACTS[module.act]
+    bound.block.act = ACTS[module.act]
     names = ("gate", "up", "down")
     return _add_linears(bound, names, [getattr(module, f"{n}_proj") for n in names], alike=2)
 
@@ -173,7 +168,7 @@ def _add_linears(
     operands: list[NativeWeight] = []
     for module in modules:
         operand = getattr(module, "operand", None)
-        known = _is_plain(module, PackedLinear) or _is_plain(module, NarrowLinear)
+        known = is_plain(module, PackedLinear) or is_plain(module, NarrowLinear)
         if not known or not isinstance(operand, NativeWeight) or operand.order is not None:
             return False
         bias: Any = module.bias
@@ -190,7 +185,7 @@ def _add_linears(
 
 
 def _add_norm(bound: _Bound, name: str, module: nn.Module) -> bool:
-    if not _is_plain(module, RMSNorm):
+    if not is_plain(module, RMSNorm):
         return False
     weight = module.weight.detach().float().contiguous()  # type: ignore[operator]
     setattr(bound.block, f"{name}_norm", weight.data_ptr())
@@ -199,20 +194,10 @@ def _add_norm(bound: _Bound, name: str, module: nn.Module) -> bool:
     return True
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module computes what ``kind`` does."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
-
-
-def _listened(bound: _Bound) -> bool:
-    """Whether somebody has hooks on a part, as calibration does."""
-    return any(part._forward_pre_hooks or part._forward_hooks for part in bound.modules)
-
-
 def _attention_forward(
     bound: _Bound, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: Any
 ) -> Tensor | None:
-    if h.dtype != torch.float32 or batch.num_tokens >= bound.most_rows or _listened(bound):
+    if h.dtype != torch.float32 or batch.num_tokens >= bound.most_rows or listened(bound.modules):
         return None
     step = _step_of(batch, rope)
     found = bound.records.get(id(cache))
@@ -235,7 +220,7 @@ def _attention_forward(
 
 def _mlp_forward(bound: _Bound, x: Tensor) -> Tensor | None:
     rows = x.numel() // x.shape[-1]
-    if x.dtype != torch.float32 or rows >= bound.most_rows or _listened(bound):
+    if x.dtype != torch.float32 or rows >= bound.most_rows or listened(bound.modules):
         return None
     step = _Step()
     step.T = rows

@@ -39,6 +39,13 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             summary="three projections and their gate in one call",
         ),
         KernelSpec(
+            name="native gated experts",
+            target="tramontane_kernels_cpu.experts:gated_experts",
+            op="gated_experts",
+            device="cpu",
+            summary="all chosen experts of all tokens in one call",
+        ),
+        KernelSpec(
             name="native pre-norm layer",
             target="tramontane_kernels_cpu.block:pre_norm_layer",
             op="pre_norm_layer",

@@ -57,19 +57,15 @@ class Collector:
         self._undo.append(module.register_forward_pre_hook(see).remove)
 
     def _watch_experts(self, name: str, module: Any) -> None:
-        """A stack has no forward; its ``expert`` is replaced in this one object."""
         count, width = module.num_experts, module.in_features
         self._sums[name] = torch.zeros(count, width)
         self._rows[name] = torch.zeros(count, dtype=torch.int64)
-        multiply = module.expert
 
-        def see(x: Tensor, index: int) -> Tensor:
+        def see(_: nn.Module, arguments: tuple[Tensor, int]) -> None:
+            x, index = arguments
             self._add(self._sums[name][index], self._rows[name][index], x)
-            out: Tensor = multiply(x, index)
-            return out
 
-        module.expert = see
-        self._undo.append(lambda: delattr(module, "expert"))
+        self._undo.append(module.register_forward_pre_hook(see).remove)
 
     @staticmethod
     def _add(sums: Tensor, rows: Tensor, x: Tensor) -> None:
