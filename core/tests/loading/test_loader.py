@@ -18,8 +18,8 @@ from tramontane.errors import (
     ModelKindError,
     SourceError,
 )
-from tramontane.loading.draft import Draft
 from tramontane.loading.device import Room
+from tramontane.loading.draft import Draft
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
 from tramontane.nn import PackedLinear
