@@ -7,7 +7,6 @@ computes there all the same. ``meta`` stands for one where only the devices of o
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tramontane.loading import placement
 from tramontane.loading.device import Room
 from tramontane.nn import install_transfers, transfer
 from tramontane.pipeline.embedding import pack
+from tramontane_testkit.data import data_path
 from tramontane_testkit.models import hf_model, save_hf, tiny_llama
 
 CPU, SECOND, META = torch.device("cpu"), torch.device("cpu", 0), torch.device("meta")
@@ -200,7 +200,17 @@ def test_what_does_not_fit_goes_to_the_cpu_and_is_told(
     sizes = {SECOND: 6 * MIB, CPU: 1 << 33}
     monkeypatch.setattr(placement, "memory_of", lambda place: Room(sizes[place], sizes[place]))
     which = Which.Plain(str(deep), auto_map_params=TextAutoMapParams(64, 1))
-    with caplog.at_level(logging.INFO, "tramontane"), Runner(which, max_seqs=1) as runner:
+    told: list[bool] = []
+
+    def loading(done: int, total: int, name: str) -> None:
+        told.append("do not fit on the accelerators and run on the CPU" in caplog.text)
+
+    with (
+        caplog.at_level(logging.INFO, "tramontane"),
+        Runner(which, max_seqs=1, on_progress=loading) as runner,
+    ):
+        assert told
+        assert all(told)  # before the first weight
         found = places(runner)
         assert found[0] == SECOND
         assert found[-1] == CPU
@@ -208,7 +218,6 @@ def test_what_does_not_fit_goes_to_the_cpu_and_is_told(
         runner.send_re_isq("Q8_0")
         assert set(formats(runner)) == {"gguf.q8_0"}
         assert len(text(runner)) > 0
-    assert "do not fit on the accelerators and run on the CPU" in caplog.text
     assert "device map: layer" in caplog.text
     sizes[SECOND] = sizes[CPU] = 3 * MIB
     with pytest.raises(MemoryPlanError, match=r"fit on no placement of the 4 layers; .* cpu:0 "):
@@ -271,11 +280,7 @@ def test_an_expression_may_name_the_tensors_of_the_checkpoint(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_file_of_mistralrs_packs_a_model_of_32_layers(tmp_path: Path) -> None:
-    given = os.environ.get("TRAMONTANE_TEST_DATA")
-    data = Path(given) if given else Path(__file__).parents[3] / "shared" / "data"
-    path = data / "mistralrs" / "topologies" / "isq.yml"
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
+    path = data_path("mistralrs", "topologies", "isq.yml")
     directory = tiny_llama(tmp_path / "model", **{**DEEP, "num_hidden_layers": 32})
     with Runner(Which.Plain(str(directory), topology=str(path))) as runner:
         found = formats(runner)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tramontane.loading.draft import Draft
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
 from tramontane.nn import PackedLinear
+from tramontane_testkit.data import data_path
 
 from .conftest import tiny_config, tiny_tensors, write_tokenizer  # noqa: TID252
 
@@ -291,11 +291,7 @@ def test_a_sharded_checkpoint_of_transformers(tmp_path, tied, safe):
 
 
 def test_tinystories_stores_only_its_head():
-    root = os.environ.get("TRAMONTANE_TEST_DATA")
-    data = Path(root) if root else Path(__file__).parents[4] / "shared" / "data"
-    directory = data / "models" / "tinystories-656k"
-    if not directory.is_dir():
-        pytest.skip(f"no test data at {data}; set TRAMONTANE_TEST_DATA")
+    directory = data_path("models", "tinystories-656k")
     loaded = load_text(LoadRequest(model_id=str(directory), plugins=llama_plugins()))
     stored = load_file(directory / "model.safetensors")
     assert "model.embed_tokens.weight" not in stored

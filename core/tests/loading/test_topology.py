@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +10,8 @@ from hypothesis import strategies as st
 from tramontane.errors import ConfigError
 from tramontane.loading.layers import LayerNames
 from tramontane.loading.topology import Topology, parse_device
+from tramontane_testkit.data import data_path
 
-DATA = Path(os.environ.get("TRAMONTANE_TEST_DATA") or Path(__file__).parents[4] / "shared" / "data")
 LAYER_OF = LayerNames("model.layers").index
 
 
@@ -44,13 +41,31 @@ def pinned(text, name):
 
 @pytest.mark.parametrize("file", ["isq.yml", "isq_and_device.yml", "isq_regex.yml"])
 def test_the_files_of_mistralrs_are_read(file):
-    path = DATA / "mistralrs" / "topologies" / file
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
+    path = data_path("mistralrs", "topologies", file)
     found = Topology.read(path)
     assert found.pins_types
     assert found.pins_devices == (file == "isq_and_device.yml")
     assert len(found.entries) == (2 if file == "isq_regex.yml" else 4)
+
+
+def test_a_file_of_mistralrs_places_and_packs_32_layers():
+    found = Topology.read(data_path("mistralrs", "topologies", "isq_and_device.yml"))
+    found.check(names(32), LAYER_OF, origins)
+    types = found.override(LAYER_OF, origins)
+    each = [types(f"model.layers.{i}.self_attn.q_proj.weight") for i in range(32)]
+    assert each == [*["Q3K"] * 8, *["Q4K"] * 8, *["Q6K"] * 8, *[None] * 4, *["Q8_0"] * 4]
+    devices = found.layer_devices(names(32), LAYER_OF, origins)
+    first = dict.fromkeys([*range(8), *range(28, 32)], torch.device("cuda", 0))
+    assert devices == first | dict.fromkeys(range(8, 16), torch.device("cpu"))
+
+
+def test_an_expression_of_mistralrs_finds_the_layers_of_a_multimodal_model():
+    found = Topology.read(data_path("mistralrs", "topologies", "isq_regex.yml"))
+    inside = "model.language_model.layers.7"
+    names = [f"{inside}.self_attn.q_proj.weight", f"{inside}.mlp.up_proj.weight", "lm_head.weight"]
+    layer_of = LayerNames("model.language_model.layers").index
+    types = found.override(layer_of, lambda name: ())
+    assert [types(name) for name in names] == ["afq3", "afq4", None]
 
 
 def test_ranges_end_before_their_last_number_and_a_number_is_one_layer():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import struct
 from pathlib import Path
@@ -28,8 +27,8 @@ from tramontane.text.vocabulary import (
     unigram,
     word_piece,
 )
+from tramontane_testkit.data import data_path
 
-REPOSITORY = Path(__file__).parents[3]
 SAMPLES = (
     "",
     " ",
@@ -43,19 +42,9 @@ SAMPLES = (
 )
 
 
-def data(*parts: str) -> Path:
-    """A folder or file of the shared test data; skips where there is none."""
-    root = os.environ.get("TRAMONTANE_TEST_DATA")
-    folder = Path(root) if root else REPOSITORY.parent / "shared" / "data"
-    path = folder.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"no test data at {path}; set TRAMONTANE_TEST_DATA")
-    return path
-
-
 def vectors(name: str) -> list[tuple[str, list[int]]]:
     """Texts and ids of one of ggml's vocabulary tests."""
-    stem = data("tokenizers", "ggml-vocab") / f"ggml-vocab-{name}.gguf"
+    stem = data_path("tokenizers", "ggml-vocab") / f"ggml-vocab-{name}.gguf"
     texts = Path(f"{stem}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
     lines = Path(f"{stem}.out").read_text().splitlines()
     assert texts.pop() == ""
@@ -70,7 +59,7 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def test_qwen2_equals_the_ggml_vectors() -> None:
-    folder = data("tokenizers", "qwen3")
+    folder = data_path("tokenizers", "qwen3")
     ids = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     tokens = sorted(ids, key=ids.__getitem__)
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
@@ -81,14 +70,14 @@ def test_qwen2_equals_the_ggml_vectors() -> None:
 
 
 def test_llama_bpe_vectors_need_a_vocabulary() -> None:
-    data("tokenizers", "ggml-vocab", "ggml-vocab-llama-bpe.gguf.inp")
-    if not (data("tokenizers", "ggml-vocab") / "ggml-vocab-llama-bpe.gguf").exists():
+    data_path("tokenizers", "ggml-vocab", "ggml-vocab-llama-bpe.gguf.inp")
+    if not (data_path("tokenizers", "ggml-vocab") / "ggml-vocab-llama-bpe.gguf").exists():
         pytest.skip("the llama-bpe vectors travel without their vocabulary")
     pytest.fail("a vocabulary has come: compare it like the others")
 
 
 def test_phi2_equals_its_own_tokenizer_json() -> None:
-    path = data("tokenizers", "phi-2", "tokenizer.json")
+    path = data_path("tokenizers", "phi-2", "tokenizer.json")
     reference = Tokenizer.from_file(str(path))
     content = json.loads(path.read_text(encoding="utf-8"))
     model = content["model"]
@@ -222,7 +211,7 @@ PARTS = (
 @pytest.mark.parametrize("name", MISTRAL)
 def test_mistral_models_equal_sentencepiece(name: str) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
-    path = data("tokenizers", "mistral", name)
+    path = data_path("tokenizers", "mistral", name)
     reference = sentencepiece.SentencePieceProcessor(str(path))
     model = read_sentencepiece(path)
     assert model.kind == "bpe"

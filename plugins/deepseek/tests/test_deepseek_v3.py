@@ -12,24 +12,9 @@ from tramontane.errors import ConfigError
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane_deepseek.deepseek_v3 import DeepseekV3, DeepseekV3Config
 from tramontane_testkit import ArchitectureContract
-from tramontane_testkit.models import hf_model, save_hf
+from tramontane_testkit.models import DEEPSEEK_V3, hf_model, save_hf
 
-BASE: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 12,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 24,
-    "first_k_dense_replace": 1,
-    "routed_scaling_factor": 2.5,
-    "n_group": 4,
-    "topk_group": 2,
-}
+BASE = {**DEEPSEEK_V3, "routed_scaling_factor": 2.5}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,

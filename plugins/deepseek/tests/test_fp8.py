@@ -15,26 +15,18 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.nn import PackedExpertLinear, PackedLinear
 from tramontane_testkit import Stepper
-from tramontane_testkit.models import hf_model, save_hf
+from tramontane_testkit.models import DEEPSEEK_V3, hf_model, save_hf
 
 pytest.importorskip("tramontane_fp8", reason="tramontane-fp8 is not installed")
 
-KEYS: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_key_value_heads": 4,
+KEYS = {
+    **DEEPSEEK_V3,
     "q_lora_rank": 32,
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 16,
     "v_head_dim": 16,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 3,
     "moe_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "n_group": 4,
-    "topk_group": 2,
 }
 TILE = 16
 PROMPT = [7 * i % 250 for i in range(40)]

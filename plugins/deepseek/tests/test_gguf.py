@@ -14,25 +14,11 @@ from tramontane.protocols import CheckpointView
 from tramontane_deepseek.deepseek_v3 import DeepseekV3, DeepseekV3Config
 from tramontane_testkit import Stepper, llama_cpp
 from tramontane_testkit.gguf_files import gguf_of
-from tramontane_testkit.models import hf_model, save_hf
+from tramontane_testkit.models import DEEPSEEK_V3, hf_model, save_hf
 
 quantizer = pytest.importorskip("tramontane_gguf.quantizer", reason="tramontane-gguf is missing")
 
-KEYS: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 32,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 12,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 24,
-    "first_k_dense_replace": 1,
-    "n_group": 4,
-    "topk_group": 2,
-}
+KEYS = {**DEEPSEEK_V3, "kv_lora_rank": 32}
 PROMPT = [7 * i % 250 for i in range(40)]
 
 

@@ -3,34 +3,20 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tramontane import CompletionRequest, CompletionResponse, Runner, Which
-from tramontane_testkit.models import hf_model, save_hf
+from tramontane_testkit.models import DEEPSEEK_V3, hf_model, save_hf
 
-KEYS: dict[str, Any] = {
-    "num_key_value_heads": 4,
-    "q_lora_rank": 12,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 12,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 3,
-    "moe_intermediate_size": 24,
-    "first_k_dense_replace": 1,
-    "n_group": 4,
-    "topk_group": 2,
-}
 PROMPTS = [letter * 20 for letter in "abcd"]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_hf(hf_model("DeepseekV3ForCausalLM", **KEYS), tmp_path_factory.mktemp("model"))
+    return save_hf(
+        hf_model("DeepseekV3ForCausalLM", **DEEPSEEK_V3), tmp_path_factory.mktemp("model")
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from tramontane.errors import CheckpointError, ConfigError
 from tramontane.nn import PackedLinear
 from tramontane_bitsandbytes.reader import BitsAndBytesReader
-from tramontane_testkit.packed_models import layer_modules, packed_model
+from tramontane_testkit.packed_models import StoredTensors, layer_modules, packed_model
 
 RNG = np.random.default_rng(0)
 TABLES = {
@@ -98,22 +98,9 @@ def test_weights_stay_packed_and_mean_the_same(tmp_path, case):
     assert seen == 14
 
 
-class Tensors:
-    """A checkpoint in memory."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def names(self):
-        return list(self.tensors)
-
-    def tensor(self, name):
-        return self.tensors[name]
-
-
 def opened(parts):
     settings = FOUR if "m.weight.absmax" in parts else EIGHT
-    view = BitsAndBytesReader().read_checkpoint(Tensors(parts), settings)
+    view = BitsAndBytesReader().read_checkpoint(StoredTensors(parts), settings)
     return view, view.tensor("m.weight")
 
 
@@ -220,7 +207,7 @@ def test_bytes_without_a_state():
 )
 def test_settings_that_are_not_covered(settings, match):
     with pytest.raises(ConfigError, match=match):
-        BitsAndBytesReader().read_checkpoint(Tensors({}), settings)
+        BitsAndBytesReader().read_checkpoint(StoredTensors({}), settings)
 
 
 def test_it_is_not_written():

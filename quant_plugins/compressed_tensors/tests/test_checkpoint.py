@@ -11,7 +11,7 @@ import torch
 from tramontane.errors import CheckpointError, ConfigError
 from tramontane.nn import GroupAffineWeight, PackedLinear
 from tramontane_compressed_tensors.reader import CompressedTensorsReader
-from tramontane_testkit.packed_models import layer_modules, packed_model
+from tramontane_testkit.packed_models import StoredTensors, layer_modules, packed_model
 
 GROUP = 32
 RNG = np.random.default_rng(0)
@@ -254,7 +254,7 @@ def test_an_embedding_has_a_scheme_of_its_own():
     }
     settings = settings_of("pack-quantized", group(4))
     settings["config_groups"]["table"] = {"targets": ["Embedding"], "weights": group(8)}
-    view = CompressedTensorsReader().read_checkpoint(Tensors(stored), settings)
+    view = CompressedTensorsReader().read_checkpoint(StoredTensors(stored), settings)
     assert view.names() == ["model.embed_tokens.weight"]
     weight = view.tensor("model.embed_tokens.weight")
     assert isinstance(weight, GroupAffineWeight)
@@ -264,22 +264,9 @@ def test_an_embedding_has_a_scheme_of_its_own():
     assert torch.equal(weight.gather(rows), weight.dequantize()[rows])
 
 
-class Tensors:
-    """A checkpoint in memory."""
-
-    def __init__(self, tensors):
-        self.tensors = tensors
-
-    def names(self):
-        return list(self.tensors)
-
-    def tensor(self, name):
-        return self.tensors[name]
-
-
 def opened(settings, parts):
     stored = {f"m.{key}": torch.as_tensor(value) for key, value in parts.items()}
-    view = CompressedTensorsReader().read_checkpoint(Tensors(stored), settings)
+    view = CompressedTensorsReader().read_checkpoint(StoredTensors(stored), settings)
     return view.tensor("m.weight")
 
 
@@ -287,7 +274,7 @@ def test_codes_are_views_of_the_file():
     parts, _ = packed(group(4), (16, 64))
     stored = {f"m.{key}": torch.as_tensor(value) for key, value in parts.items()}
     view = CompressedTensorsReader().read_checkpoint(
-        Tensors(stored), settings_of("pack-quantized", group(4))
+        StoredTensors(stored), settings_of("pack-quantized", group(4))
     )
     assert view.tensor("m.weight").codes.data_ptr() == stored["m.weight_packed"].data_ptr()
 
@@ -388,7 +375,7 @@ def weights_with(**changes):
 def test_settings_that_are_not_covered(changes, match):
     settings = settings_of("pack-quantized", group(4)) | changes
     with pytest.raises(ConfigError, match=match):
-        CompressedTensorsReader().read_checkpoint(Tensors({}), settings)
+        CompressedTensorsReader().read_checkpoint(StoredTensors({}), settings)
 
 
 def test_it_is_not_written():

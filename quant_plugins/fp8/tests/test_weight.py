@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
-from tramontane.errors import ConfigError
+from tramontane.errors import CheckpointError, ConfigError
 from tramontane.kernels.reference import packed_linear
 from tramontane.nn import PackedStack
 from tramontane_fp8.quantizer import Fp8Quantizer
@@ -163,7 +163,7 @@ def test_parts_for_writers_make_the_weight_again(weight: Fp8Weight) -> None:
     assert again.format == weight.format
     assert torch.equal(again.dequantize(), weight.dequantize())
     for damaged in ({**parts, "tile": (3, 3)}, {"weight": parts["weight"]}):
-        with pytest.raises(ConfigError, match=r"scales of shape|parts lack 'scale'"):
+        with pytest.raises(CheckpointError, match=r"scales of shape|parts lack 'scale'"):
             Fp8Quantizer().deserialize(damaged)
 
 

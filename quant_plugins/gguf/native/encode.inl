@@ -154,7 +154,7 @@ void iq4_xs(const float* x, const float* importance, uint8_t* out) {
   using G = Groups<32>;
   const G groups(x, importance, 2.f, false);
   const ScaleFit<32, Iq4Values> fit{groups.x[0], groups.w[0], Iq4Values{}};
-  const Scale best = fit.search(-127.f, -28.f, 28.f, 4.f);
+  const Scale best = fit.search(-127.f, -28.f, 28.f, 8.f);
   float a[8], weight[8];
   store(a, best.a);
   store(weight, best.qq);
@@ -163,15 +163,15 @@ void iq4_xs(const float* x, const float* importance, uint8_t* out) {
   store_half(out, d);
   uint16_t high = 0;
   for (int i = 0; i < 4; i++) out[4 + i] = 0;
-  uint8_t q[kBlock];
   for (int g = 0; g < 8; g++) {
     const int s = scale[g] + 32;
     out[4 + g / 2] |= uint8_t((s & 15) << (4 * (g % 2)));
     high = uint16_t(high | (s >> 4) << (2 * g));
-    const float own = d * float(scale[g]), inverse = own == 0.f ? 0.f : 1.f / own;
-    for (int i = 0; i < 32; i++) q[32 * g + i] = iq4_code(x[32 * g + i] * inverse);
+    a[g] = d * float(scale[g]);
   }
   std::memcpy(out + 2, &high, 2);
+  uint8_t q[kBlock];
+  groups.table_codes(a, q);
   put_nibbles(out + 8, q, kBlock, 16);
 }
 

@@ -180,22 +180,30 @@ constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
 struct Iq4Values {
 #ifdef __AVX2__
   // Four halvings of the table, each with a threshold chosen by what is known so far.
-  V operator()(V x) const {
+  M index(V x) const {
     const V first = {mid(3), mid(11), 0, 0, 0, 0, 0, 0};
     const V second = {mid(1), mid(5), mid(9), mid(13), 0, 0, 0, 0};
     const V third = {mid(0), mid(2), mid(4), mid(6), mid(8), mid(10), mid(12), mid(14)};
-    const V low = {kIq4[0], kIq4[1], kIq4[2], kIq4[3], kIq4[4], kIq4[5], kIq4[6], kIq4[7]};
-    const V high = {kIq4[8], kIq4[9], kIq4[10], kIq4[11], kIq4[12], kIq4[13], kIq4[14], kIq4[15]};
-    const M upper = x > all(mid(7));
-    M k = upper & 1;
+    M k = (x > all(mid(7))) & 1;
     k = k + k + ((x > entry(first, k)) & 1);
     k = k + k + ((x > entry(second, k)) & 1);
-    k = k + k + ((x > entry(third, k)) & 1);
-    return pick(upper, entry(high, k), entry(low, k));
+    return k + k + ((x > entry(third, k)) & 1);
+  }
+  V operator()(V x) const {
+    const V low = {kIq4[0], kIq4[1], kIq4[2], kIq4[3], kIq4[4], kIq4[5], kIq4[6], kIq4[7]};
+    const V high = {kIq4[8], kIq4[9], kIq4[10], kIq4[11], kIq4[12], kIq4[13], kIq4[14], kIq4[15]};
+    const M k = index(x);
+    return pick(k > 7, entry(high, k), entry(low, k));
   }
   static constexpr float mid(int k) { return (kIq4[k] + kIq4[k + 1]) * 0.5f; }
+  // By the lowest three bits of k.
   static V entry(V table, M k) { return (V)_mm256_permutevar8x32_ps((__m256)table, (__m256i)k); }
 #else
+  M index(V x) const {
+    M k = {};
+    for (int i = 1; i < 16; i++) k -= x > all((kIq4[i - 1] + kIq4[i]) * 0.5f);
+    return k;
+  }
   V operator()(V x) const {
     V v = all(kIq4[0]);
     for (int k = 1; k < 16; k++) {

@@ -46,12 +46,22 @@ struct Groups {
       const V m = offset ? load(offset + b * kLanes) : all(0.f);
       for (int i = 0; i < N; i++) {
         const V q = clamp(nearest((x[b][i] + m) * inverse), low, high);
-        int32_t code[kLanes];
-        store_integers(code, q + all(float(add)));
-        for (int lane = 0; lane < kLanes; lane++)
-          out[(b * kLanes + lane) * N + i] = uint8_t(code[lane]);
+        put(__builtin_convertvector(q + all(float(add)), M), b, i, out);
       }
     }
+  }
+
+  // The same for the table of IQ4.
+  void table_codes(const float* scale, uint8_t* out) const {
+    for (int b = 0; b < kBatches; b++) {
+      const V inverse = safe_inverse(load(scale + b * kLanes));
+      for (int i = 0; i < N; i++) put(Iq4Values{}.index(x[b][i] * inverse), b, i, out);
+    }
+  }
+
+  static void put(M codes, int batch, int i, uint8_t* out) {
+    for (int lane = 0; lane < kLanes; lane++)
+      out[(batch * kLanes + lane) * N + i] = uint8_t(codes[lane]);
   }
 };
 
@@ -90,12 +100,6 @@ void put_scales_and_mins(uint8_t* out, const int* scale, const int* min) {
     out[i + 4] = uint8_t(min[i] | (min[i + 4] >> 4) << 6);
     out[i + 8] = uint8_t((scale[i + 4] & 15) | (min[i + 4] & 15) << 4);
   }
-}
-
-uint8_t iq4_code(float x) {
-  int k = 0;
-  while (k < 15 && x > (kIq4[k] + kIq4[k + 1]) * 0.5f) k++;
-  return uint8_t(k);
 }
 
 }  // namespace

@@ -21,10 +21,6 @@ inline V load(const float* p) {
   return v;
 }
 inline void store(float* p, V v) { std::memcpy(p, &v, sizeof v); }
-inline void store_integers(int32_t* p, V v) {
-  const M m = __builtin_convertvector(v, M);
-  std::memcpy(p, &m, sizeof m);
-}
 inline V pick(M mask, V yes, V no) { return (V)(((M)yes & mask) | ((M)no & ~mask)); }
 
 #ifdef __AVX2__

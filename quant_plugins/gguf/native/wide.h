@@ -146,13 +146,14 @@ void wide_iq4(const Wide& in, uint8_t* out) {
   if (in.importance) in.importances(importance);
   const Groups<32> groups(x, in.importance ? importance : nullptr, 1.f, false);
   const ScaleFit<32, Iq4Values> fit{groups.x[0], groups.w[0], Iq4Values{}};
-  const Scale best = fit.search(-127.f, -28.f, 28.f, 4.f);
+  const Scale best = fit.search(-127.f, -28.f, 28.f, 8.f);
+  float d[8];
+  for (int b = 0; b < 8; b++) d[b] = halved(best.a[b]);
+  uint8_t q[kBlock];
+  groups.table_codes(d, q);
   for (int b = 0; b < in.count; b++) {
-    const float d = halved(best.a[b]), inverse = d == 0.f ? 0.f : 1.f / d;
-    uint8_t q[32];
-    for (int i = 0; i < 32; i++) q[i] = iq4_code(x[32 * b + i] * inverse);
-    store_half(out + 18 * b, d);
-    put_nibbles(out + 18 * b + 2, q, 32, 16);
+    store_half(out + 18 * b, d[b]);
+    put_nibbles(out + 18 * b + 2, q + 32 * b, 32, 16);
   }
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,22 +10,13 @@ import gguf
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).parents[3]
+from tramontane_testkit.data import data_path
 
 
 @pytest.fixture
 def data() -> Callable[..., Path]:
-    """``data(*parts)``: a folder or file of the shared test data; skips where there is none."""
-
-    def find(*parts: str) -> Path:
-        root = os.environ.get("TRAMONTANE_TEST_DATA")
-        folder = Path(root) if root else REPOSITORY.parent / "shared" / "data"
-        path = folder.joinpath(*parts)
-        if not path.exists():
-            pytest.skip(f"no test data at {path}; set TRAMONTANE_TEST_DATA")
-        return path
-
-    return find
+    """See `tramontane_testkit.data.data_path`."""
+    return data_path
 
 
 @pytest.fixture

@@ -52,11 +52,41 @@ def types(found: Any) -> dict[str, str | None]:
 
 @pytest.mark.parametrize(
     ("asked", "name"),
-    [("Q4K", "q4k"), ("q4_k", "q4k"), ("Q4_K_M", "q4k"), ("q3_K_L", "q3k"), ("Q8_0", "q8_0"),
-     ("4", "q4k"), ("8", "q8_0"), (" 2 ", "q2k"), ("IQ4_XS", "iq4_xs"), ("Q8_1", "q8_1")],
+    [("Q4K", "q4k"), ("q4_k", "q4k"), ("Q4_K_M", "q4k"), ("q3_K_L", "q3k"), (" 2 ", "q2k"),
+     ("IQ4_XS", "iq4_xs")],
 )  # fmt: skip
 def test_names_of_types(asked: str, name: str) -> None:
     assert Types(plugin_manager(), CPU).get(asked).name == name
+
+
+def test_every_type_of_mistral_rs_is_known_in_either_case() -> None:
+    found = Types(plugin_manager(), CPU)
+    names = [
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q8_1",
+        "Q2K",
+        "Q3K",
+        "Q4K",
+        "Q5K",
+        "Q6K",
+        "Q8K",
+        "HQQ4",
+        "HQQ8",
+        "FP8",
+        "AFQ2",
+        "AFQ3",
+        "AFQ4",
+        "AFQ6",
+        "AFQ8",
+        "F8Q8",
+        "MXFP4",
+    ]
+    for name in names:
+        assert found.get(name).name == found.get(name.lower()).name == name.lower()
 
 
 def test_every_type_of_ggml_is_resolved_by_each_of_its_names() -> None:
@@ -73,6 +103,13 @@ def test_numbers_go_by_the_device() -> None:
             return [QuantizerSpec(name="apple", target="builtins:object", isq_aliases=("afq6",))]
 
     metal = torch.device("mps")
+    for number, elsewhere, there in (
+        ("2", "q2k", "afq2"), ("3", "q3k", "afq3"), ("4", "q4k", "afq4"), ("5", "q5k", "q5k"),
+        ("6", "q6k", "afq6"), ("8", "q8_0", "afq8"),
+    ):  # fmt: skip
+        for device in (CPU, torch.device("cuda", 0)):
+            assert Types(plugin_manager(), device).get(number).name == elsewhere
+        assert Types(plugin_manager(), metal).get(number).name == there
     plugins = PluginManager([Afq()], discover=False)
     assert Types(plugins, metal).get("6").name == "afq6"
     with pytest.raises(MissingPluginError, match="tramontane-gguf"):
@@ -98,10 +135,19 @@ def test_linears_and_experts_are_packed_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "head"), [("Q2K", "q6k"), ("Q4_0", "q6k"), ("Q5K", "q8_0"), ("Q8_0", "q8_0")]
+    ("head", "asked"),
+    [
+        ("afq6", "AFQ2 AFQ3 AFQ4"),
+        ("afq8", "AFQ6 AFQ8"),
+        ("q6k", "Q2K Q3K Q4K Q4_0 Q4_1"),
+        ("q8_0", "Q5K Q6K Q8K Q5_0 Q5_1 Q8_0 Q8_1"),
+    ],
 )
-def test_the_head_gets_a_finer_type(asked: str, head: str) -> None:
-    assert types(plan(type_name=asked))["lm_head.weight"] == head
+def test_the_head_gets_a_finer_type(head: str, asked: str) -> None:
+    for name in asked.split():
+        found = types(plan(type_name=name))
+        assert found["lm_head.weight"] == head
+        assert found["layers.0.self_attn.q_proj.weight"] == name.lower()
 
 
 def test_a_tied_head_is_packed_once_for_both() -> None:
@@ -129,6 +175,17 @@ def test_odd_widths_get_a_stand_in_and_impossible_ones_stay(
     assert found["lm_head.weight"] is None
     assert found["layers.0.mlp.experts.down_proj.weight"] == "q8_0"
     assert [r.message for r in caplog.records if "stay unquantized" in r.message].__len__() == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "instead"),
+    [("Q2K", "q4_0"), ("Q3K", "q4_0"), ("Q4K", "q4_1"), ("Q5K", "q5_0"), ("Q6K", "q5_1"),
+     ("Q8K", "q8_1"), ("IQ4_XS", "iq4_nl"), ("Q4_0", "q4_0"), ("MXFP4", "mxfp4")],
+)  # fmt: skip
+def test_what_stands_in_where_rows_are_no_whole_blocks(asked: str, instead: str) -> None:
+    assert types(plan(96, type_name=asked))["layers.0.self_attn.q_proj.weight"] == instead
+    # Rows of 40 are whole blocks of no type.
+    assert types(plan(40, type_name=asked))["layers.0.self_attn.q_proj.weight"] is None
 
 
 def test_moqe_touches_experts_only() -> None:

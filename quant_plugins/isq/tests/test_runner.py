@@ -49,6 +49,21 @@ def test_weights_are_packed_while_loading(wide: Path) -> None:
     assert loaded.dtype is torch.float32
 
 
+@pytest.mark.parametrize(
+    "kind",
+    ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2K", "Q3K", "Q4K", "Q5K", "Q6K", "Q8K",
+     "IQ4_NL", "IQ4_XS", "HQQ4", "HQQ8", "FP8", "AFQ2", "AFQ3", "AFQ4", "AFQ6", "AFQ8", "F8Q8",
+     "MXFP4"],
+)  # fmt: skip
+def test_a_model_of_every_type_answers(kind: str, wide: Path) -> None:
+    with Runner(Which.Plain(str(wide)), in_situ_quant=kind) as runner:
+        layer = runner._models.peek(None).live_weights._model.model.layers[0]
+        found = layer.mlp.down_proj.packed.format.replace("_", "").replace(".", "")
+        named = kind.lower().replace("_", "").replace("afq", "affine")
+        assert found.removeprefix("gguf").startswith(named)
+        assert text(runner)
+
+
 def test_a_tied_embedding_and_its_head_share_one_packed_weight(tmp_path: Path) -> None:
     directory = tiny_llama(tmp_path / "tied", tie_word_embeddings=True, **WIDE)
     model = load(directory, type_name="Q8_0").model

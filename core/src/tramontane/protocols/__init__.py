@@ -33,6 +33,8 @@ from tramontane.protocols.quantizer import (
     QuantizedCheckpoints,
     Quantizer,
     ReadOnlyQuantizer,
+    check_group_size,
+    joined_parts,
 )
 from tramontane.protocols.transport import Transport
 
@@ -65,4 +67,6 @@ __all__ = [
     "Transport",
     "Transpose",
     "WeightRule",
+    "check_group_size",
+    "joined_parts",
 ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from tramontane.errors import ConfigError
+from tramontane.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from tramontane.protocols.checkpoint import Checkpoint
@@ -117,9 +118,33 @@ class Quantizer(Protocol):
         """The weight that `serialize` took apart; shares memory with the parts where it can.
 
         Raises:
-            ConfigError: a part is absent, or of a dtype or shape that does not fit the others.
+            CheckpointError: a part is absent, or of a dtype or shape that does not fit the others.
         """
         ...
+
+
+@contextmanager
+def joined_parts(name: str) -> Iterator[None]:
+    """Around the work of `Quantizer.deserialize`: a part that is absent or does not fit becomes a
+    CheckpointError.
+
+    Args:
+        name: of the format.
+    """
+    try:
+        yield
+    except KeyError as cause:
+        raise CheckpointError(f"{name} parts lack {cause}") from cause
+    except ValueError as cause:
+        raise CheckpointError(f"{name} parts do not fit: {cause}") from cause
+
+
+def check_group_size(found: int, parts: Mapping[str, Any]) -> None:
+    """Raises ValueError where ``group_size`` of the parts is not what their shapes make it."""
+    if found != int(parts["group_size"]):
+        raise ValueError(
+            f"scales are given for groups of {found}, group_size says {parts['group_size']}"
+        )
 
 
 class QuantizedCheckpoints(Protocol):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tramontane.errors import CheckpointError, ConfigError
+from tramontane.errors import ConfigError
 from tramontane.nn import GroupAffineWeight, pack_bits
-from tramontane.protocols import Checkpoint, PackedWeight
+from tramontane.protocols import Checkpoint, PackedWeight, check_group_size, joined_parts
 from tramontane_afq.checkpoint import MlxCheckpoint
 from tramontane_afq.words import affine_from_words, words_of
 
@@ -87,23 +87,13 @@ class AfqQuantizer:
         }
 
     def deserialize(self, parts: Mapping[str, Any]) -> GroupAffineWeight:
-        """The weight of which `serialize` gave the parts.
-
-        Raises:
-            CheckpointError: parts that do not fit each other.
-        """
-        try:
+        """See `tramontane.protocols.Quantizer.deserialize`."""
+        with joined_parts("AFQ"):
             weight = affine_from_words(
                 parts["weight"], parts["scales"], parts["biases"], bits=int(parts["bits"])
             )
-        except (KeyError, ValueError) as cause:
-            raise CheckpointError(f"these are no parts of an AFQ weight: {cause}") from cause
-        if weight.group_size != int(parts["group_size"]):
-            raise CheckpointError(
-                f"scales are given for groups of {weight.group_size}, group_size says "
-                f"{parts['group_size']}"
-            )
-        return weight
+            check_group_size(weight.group_size, parts)
+            return weight
 
     def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         """``X.weight`` with ``X.scales`` and ``X.biases`` beside it comes as one packed weight.

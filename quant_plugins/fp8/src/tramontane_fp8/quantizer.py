@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tramontane.errors import ConfigError
-from tramontane.protocols import Checkpoint, PackedWeight
+from tramontane.protocols import Checkpoint, PackedWeight, joined_parts
 from tramontane_fp8.checkpoint import Fp8Checkpoint
 from tramontane_fp8.weight import Fp8Weight
 
@@ -100,12 +100,8 @@ class Fp8Quantizer:
 
     def deserialize(self, parts: Mapping[str, Any]) -> Fp8Weight:
         """See `tramontane.protocols.Quantizer.deserialize`."""
-        try:
+        with joined_parts(_TYPE):
             return Fp8Weight(parts["weight"], parts["scale"], parts["tile"])
-        except KeyError as cause:
-            raise ConfigError(f"{_TYPE} parts lack {cause}") from cause
-        except ValueError as cause:
-            raise ConfigError(str(cause)) from cause
 
     def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         """Weights come packed with their scales, everything else as it is.

@@ -22,7 +22,7 @@ from tramontane_gguf.tables import IQ4_VALUES
 Encoder = Callable[[Tensor, Tensor | None], Tensor]
 ENCODERS: dict[str, Encoder] = {}
 
-_IQ4_GRID = (-127.0, -28.0, 28.0, 4.0)
+_IQ4_GRID = (-127.0, -28.0, 28.0, 8.0)
 
 
 def _encodes(name: str) -> Callable[[Encoder], Encoder]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tramontane.errors import ConfigError
-from tramontane.protocols import PackedWeight
+from tramontane.protocols import PackedWeight, joined_parts
 from tramontane_gguf import native
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.encode import ENCODERS
@@ -86,13 +86,11 @@ class GgmlQuantizer:
 
     def deserialize(self, parts: Mapping[str, Any]) -> GgmlWeight:
         """See `tramontane.protocols.Quantizer.deserialize`."""
-        try:
-            kind = BY_NUMBER[parts["dtype"]]
+        with joined_parts("ggml"):
+            kind = BY_NUMBER.get(parts["dtype"])
+            if kind is None:
+                raise ValueError(f"{parts['dtype']!r} is the number of no ggml type")
             return GgmlWeight(parts["data"], kind, parts["shape"])
-        except KeyError as cause:
-            raise ConfigError(f"ggml parts lack, or no ggml type has, {cause}") from cause
-        except ValueError as cause:
-            raise ConfigError(str(cause)) from cause
 
 
 def ggml_type(name: str) -> GgmlType:

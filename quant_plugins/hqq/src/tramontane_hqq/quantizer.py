@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tramontane.errors import CheckpointError, ConfigError
+from tramontane.errors import ConfigError
 from tramontane.nn import PackedStack
-from tramontane.protocols import Checkpoint, PackedWeight
+from tramontane.protocols import Checkpoint, PackedWeight, check_group_size, joined_parts
 from tramontane_hqq.checkpoint import HqqCheckpoint
 from tramontane_hqq.weight import HqqWeight, pack
 
@@ -100,12 +100,8 @@ class HqqQuantizer:
         }
 
     def deserialize(self, parts: Mapping[str, Any]) -> HqqWeight:
-        """The weight of which `serialize` gave the parts.
-
-        Raises:
-            CheckpointError: parts that do not fit each other.
-        """
-        try:
+        """See `tramontane.protocols.Quantizer.deserialize`."""
+        with joined_parts("HQQ"):
             weight = HqqWeight(
                 parts["weight"],
                 parts["scales"],
@@ -114,14 +110,8 @@ class HqqQuantizer:
                 bits=int(parts["bits"]),
                 axis=int(parts["axis"]),
             )
-        except (KeyError, ValueError) as cause:
-            raise CheckpointError(f"these are no parts of an HQQ weight: {cause}") from cause
-        if weight.group_size != int(parts["group_size"]):
-            raise CheckpointError(
-                f"scales are given for groups of {weight.group_size}, group_size says "
-                f"{parts['group_size']}"
-            )
-        return weight
+            check_group_size(weight.group_size, parts)
+            return weight
 
     def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         """``X.W_q`` with what lies beside it comes as one packed weight ``X.weight``.

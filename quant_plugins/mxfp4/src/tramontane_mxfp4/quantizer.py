@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tramontane.errors import ConfigError
-from tramontane.protocols import Checkpoint, PackedWeight
+from tramontane.protocols import Checkpoint, PackedWeight, joined_parts
 from tramontane_mxfp4.checkpoint import Mxfp4Checkpoint
 from tramontane_mxfp4.weight import BLOCK, MAGNITUDES, SCALE_BIAS, Mxfp4Weight
 
@@ -79,12 +79,8 @@ class Mxfp4Quantizer:
 
     def deserialize(self, parts: Mapping[str, Any]) -> Mxfp4Weight:
         """See `tramontane.protocols.Quantizer.deserialize`."""
-        try:
+        with joined_parts(_TYPE):
             return Mxfp4Weight(parts["blocks"], parts["scales"])
-        except KeyError as cause:
-            raise ConfigError(f"{_TYPE} parts lack {cause}") from cause
-        except ValueError as cause:
-            raise ConfigError(str(cause)) from cause
 
     def read_checkpoint(self, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> Checkpoint:
         """``X_blocks`` and ``X_scales`` come as one packed weight ``X``, everything else as it is.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tramontane.errors import ConfigError
-from tramontane.protocols import PackedWeight
+from tramontane.protocols import PackedWeight, joined_parts
 
 BLOCK = 32
 BLOCK_BYTES = 33
@@ -137,15 +137,11 @@ class F8Q8Quantizer:
 
     def deserialize(self, parts: Mapping[str, Any]) -> F8Q8Weight:
         """See `tramontane.protocols.Quantizer.deserialize`."""
-        try:
+        with joined_parts(_TYPE):
             weight = F8Q8Weight(parts["weight"], parts["shape"])
             if parts["num_blocks"] * BLOCK_BYTES != weight.nbytes:
                 raise ValueError(f"num_blocks is {parts['num_blocks']} for {weight.nbytes} bytes")
-        except KeyError as cause:
-            raise ConfigError(f"{_TYPE} parts lack {cause}") from cause
-        except ValueError as cause:
-            raise ConfigError(str(cause)) from cause
-        return weight
+            return weight
 
 
 def _encoded(values: Tensor) -> Tensor:

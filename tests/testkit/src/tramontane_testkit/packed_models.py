@@ -69,5 +69,22 @@ def layer_modules(path: Path) -> dict[str, nn.Module]:
     return {n: m for n, m in loaded.named_modules() if n.startswith("model.layers")}
 
 
+class StoredTensors:
+    """A checkpoint in memory, as far as a view of one asks for it.
+
+    Args:
+        tensors: by name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
 def _tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     return value if isinstance(value, Tensor) else torch.from_numpy(value.copy())
