@@ -119,6 +119,9 @@ def test_the_wrong_kind_of_request_names_the_right_one(runner: Runner) -> None:
         (Which.Speech("x/y", "Dia"), "tramontane-dia"),
         (Which.Lora("x/y"), "tramontane-lora"),
         (Which.XLora("x/y", "order.json"), "tramontane-xlora"),
+        (Which.LoraGGUF("x/y", "f.gguf", "a", "order.json"), "tramontane-lora"),
+        (Which.LoraGGML("x/y", "f.bin", "a", "order.json"), "tramontane-lora"),
+        (Which.XLoraGGML("x/y", "f.bin", "a", "order.json"), "tramontane-xlora"),
     ],
 )
 def test_what_a_plug_in_would_serve_names_it(which: object, extra: str) -> None:
