@@ -97,6 +97,15 @@ def test_weights_are_those_of_gguf(
     assert loaded.eos_token_ids == {2}
 
 
+def test_weights_are_packed_anew(make: Callable[..., Path]) -> None:
+    path = make(kind="q5_1")
+    which = Which.GGML(str(path.parent), path.name, gqa=2)
+    with Runner(which, in_situ_quant="Q8_0") as runner:
+        model = runner._models.peek(None).live_weights._model  # type: ignore[attr-defined]
+        assert model.model.layers[0].mlp.down_proj.packed.format == "gguf.q8_0"
+        assert runner.send_completion_request({"prompt": "ab", "max_tokens": 2}).choices
+
+
 def test_k_quants_of_the_last_version(tmp_path: Path) -> None:
     directory = tiny_llama(
         tmp_path / "wide",

@@ -99,6 +99,14 @@ def test_stacks_have_importances_of_their_own() -> None:
     assert stack.nbytes == quantizer.packed_bytes(x.shape, "Q4K")
 
 
+def test_threads_are_those_of_torch_or_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MISTRALRS_ISQ_SINGLETHREAD", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert native.threads() == 7
+    monkeypatch.setenv("MISTRALRS_ISQ_SINGLETHREAD", "1")
+    assert native.threads() == 1
+
+
 def test_what_cannot_be_encoded(encoder: str) -> None:
     x = torch.randn(2, 256)
     with pytest.raises(ConfigError, match="rows must be multiples of 256"):

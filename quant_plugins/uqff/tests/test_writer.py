@@ -190,6 +190,22 @@ def test_an_embedding_model_keeps_its_modules(by_command: bool, tmp_path: Path) 
         Runner(which, in_situ_quant="Q4_0")
 
 
+def test_a_topology_alone_says_what_is_written(
+    wide: Path, tmp_path: Path, continued: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "layers.yml"
+    path.write_text("0: {isq: Q8_0}\n1: {isq: AFQ4}\n")
+    out = tmp_path / "out"
+    said = continued(wide, topology=str(path), write_uqff=str(out / "mixed.uqff"))
+    assert continued(out, from_uqff="mixed") == said
+    output = json.loads((out / "uqff_report.json").read_text())["outputs"][0]
+    assert output["actual_counts"] == {"afq4": 7, "q8_0": 7, "unquant": 1}
+    # Of a topology only devices count for what is quantized already.
+    path.write_text("0-2: {isq: Q2K, device: cpu}\n")
+    assert continued(out, from_uqff="mixed", topology=str(path)) == said
+    assert "the types of a topology are not used" in caplog.text
+
+
 def test_the_command_writes_and_asks_before_it_replaces(
     wide: Path, tmp_path: Path, continued: Callable[..., str]
 ) -> None:
@@ -213,6 +229,8 @@ def test_what_cannot_be_written_is_refused(
         continued(wide, write_uqff=str(tmp_path / "x.uqff"))
     with pytest.raises(ValidationError, match="from_uqff"):
         continued(wide, from_uqff="q-0.uqff", write_uqff=str(tmp_path / "x.uqff"))
+    with pytest.raises(ValidationError, match="imatrix has nothing to do"):
+        continued(wide, from_uqff="q-0.uqff", imatrix="m.imatrix")
     which = Which.Lora("adapter", model_id=str(wide), write_uqff=str(tmp_path / "x.uqff"))
     with pytest.raises((UnsupportedError, MissingPluginError), match=r"UQFF|lora"):
         Runner(which, in_situ_quant="Q8_0")

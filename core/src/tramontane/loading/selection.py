@@ -8,6 +8,7 @@ from typing import Any
 
 from tramontane.errors import UnsupportedError, ValidationError
 from tramontane.loading.loader import BoundModel
+from tramontane.loading.topology import Topology
 from tramontane.protocols.pipeline import PipelineOptions
 
 
@@ -31,7 +32,9 @@ def weight_files(which: Any) -> dict[str, Any]:
     return {"files": which.filenames or None}
 
 
-def saving(which: Any, options: PipelineOptions) -> Callable[[BoundModel], None] | None:
+def saving(
+    which: Any, options: PipelineOptions, topology: Topology | None = None
+) -> Callable[[BoundModel], None] | None:
     """What writes the model as ``write_uqff`` says; None where it says nothing.
 
     Raises:
@@ -49,9 +52,12 @@ def saving(which: Any, options: PipelineOptions) -> Callable[[BoundModel], None]
         )
     type_name = options.in_situ_quant
     if type_name is None:
-        raise ValidationError(
-            "write_uqff writes what in-situ quantization makes: give in_situ_quant too, e.g. 'Q4K'"
-        )
+        if topology is None or not topology.pins_types:
+            raise ValidationError(
+                "write_uqff writes what in-situ quantization makes: give in_situ_quant too, e.g. "
+                "'Q4K', or a topology with types"
+            )
+        type_name = Path(path).stem  # of several types, none of which is that of the whole
     target = options.plugins.resolve(options.plugins.get("checkpoint_formats", "uqff"))()
     target.check_output(Path(path))
 

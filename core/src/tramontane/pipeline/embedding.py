@@ -69,7 +69,7 @@ class EmbeddingPipeline:
         request = LoadRequest(
             model_id=which.canonical_id,
             **weight_files(which),
-            save=saving(which, options),
+            save=saving(which, options, topology),
             arch=which.arch,
             tokenizer_json=which.tokenizer_json,
             dtype=which.dtype,

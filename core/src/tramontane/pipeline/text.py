@@ -401,7 +401,7 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
     return LoadRequest(
         model_id=which.canonical_id,
         **weight_files(which),
-        save=saving(which, options),
+        save=saving(which, options, topology),
         tok_model_id=getattr(which, "tok_model_id", None),
         arch=getattr(which, "arch", None),
         tokenizer_json=getattr(which, "tokenizer_json", None),
