@@ -6,6 +6,7 @@
 #   make test-all         every test, the slow ones too
 #   make check            formatting, lint, types, one-way imports
 #   make check-native     the CPU kernels' tests under address and undefined-behaviour sanitizers
+#   make check-avx512     the CPU kernels' tests over the AVX-512 code, emulated (needs SIMDe's headers)
 #   make fuzz SECONDS=600 damaged weight files at random, a share of the time for each reader
 #   make docs             write docs/models.md, run every sample of the documentation, check links
 #   make bench            measure speed on this machine, beside other engines; QUICK=1 in 5 minutes
@@ -27,7 +28,7 @@ PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproj
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install demo test test-all check check-native docs bench clean
+.PHONY: install demo test test-all check check-native check-avx512 docs bench clean
 
 install: $(STAMP)
 
@@ -68,6 +69,17 @@ check-native: $(STAMP)
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=2 $(BIN)/pytest plugins/kernels_cpu \
 		-q -x -p no:cacheprovider -k "not instruction_sets and not memory_twice" $(ARGS)
+
+# No processor with AVX-512 is needed: SIMDe (libsimde-dev, simde) computes what its instructions do.
+EMULATED := plugins/kernels_cpu/build/emulated
+check-avx512: $(STAMP)
+	@echo '#include <simde/x86/avx512.h>' | $(CXX) -mavx2 -fsyntax-only -x c++ - 2>/dev/null || \
+		{ echo "SIMDe's headers are not found; install libsimde-dev (Debian) or simde (Fedora, brew)"; exit 1; }
+	cd plugins/kernels_cpu && TRAMONTANE_NATIVE_EMULATE_AVX512=1 $(abspath $(BIN))/python setup.py -q \
+		build_ext --build-lib build/emulated --build-temp build/emulated/objects
+	TRAMONTANE_CPU_LIBRARY=$$(echo $(abspath $(EMULATED))/tramontane_kernels_cpu/_native*.so) \
+		TRAMONTANE_CPU_ISA=avx512 OMP_NUM_THREADS=2 $(BIN)/pytest plugins/kernels_cpu \
+		-q -p no:cacheprovider -k "not instruction_sets" $(ARGS)
 
 fuzz: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --seconds $(SECONDS) $(ARGS)

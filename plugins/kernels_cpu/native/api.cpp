@@ -13,7 +13,13 @@ bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
          __builtin_cpu_supports("f16c");
 }
+#if defined(TMK_EMULATED_AVX512)
+constexpr bool emulated = true;
+#else
+constexpr bool emulated = false;
+#endif
 bool has_avx512() {
+  if (emulated) return has_avx2();
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
@@ -30,7 +36,7 @@ using namespace tmk;
 
 EXPORT int64_t tmk_version() { return 4; }
 
-// Chooses an instruction set by name, or the best proven one for "auto". Weights that were packed
+// Chooses an instruction set by name, or the best one for "auto". Weights that were packed
 // before must not be used afterwards. Gives the name in use, or null when this processor lacks it.
 EXPORT const char* tmk_select(const char* name) {
   const bool any = !std::strcmp(name, "auto");
@@ -39,8 +45,7 @@ EXPORT const char* tmk_select(const char* name) {
   if (!std::strcmp(name, "portable16")) found = portable16();
 #if defined(TMK_X86)
   if ((any || !std::strcmp(name, "avx2")) && has_avx2()) found = avx2();
-  // Only when asked for: its results have been checked on no processor that has it.
-  if (!std::strcmp(name, "avx512") && has_avx512()) found = avx512();
+  if (((any && !emulated) || !std::strcmp(name, "avx512")) && has_avx512()) found = avx512();
 #endif
   if (!found) return nullptr;
   chosen = found;

@@ -199,7 +199,7 @@ def test_other_instruction_sets(isa: str) -> None:
         check=False,
     )
     if "which this processor does not have" in done.stdout + done.stderr:
-        pytest.skip(f"this processor lacks {isa}")
+        pytest.skip(f"this processor lacks {isa}; make check-avx512 runs that one by emulation")
     assert done.returncode == 0, done.stdout[-3000:]
 
 

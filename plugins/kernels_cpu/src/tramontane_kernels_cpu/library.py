@@ -15,8 +15,8 @@ from attrs import frozen
 from tramontane.errors import ConfigError
 
 ENVIRONMENT = "TRAMONTANE_CPU_ISA"
-"""``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best of the
-first two: the third has been compiled, but not yet run on a processor that has it."""
+"""``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best that the
+processor has."""
 
 LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 """Path of a library to load in place of the installed one, as ``make check-native`` does."""
@@ -75,7 +75,7 @@ def variant() -> str | None:
         return f"{used.isa} by {ENVIRONMENT}"
     if used.isa == "portable":
         return "portable code, as this processor lacks AVX2 with FMA and F16C"
-    return f"{used.isa}, the best this processor has; AVX-512 only by {ENVIRONMENT}=avx512"
+    return f"{used.isa}, the best this processor has"
 
 
 def check(status: int) -> None:
