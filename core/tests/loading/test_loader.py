@@ -17,11 +17,13 @@ from tramontane.errors import (
     ModelKindError,
     SourceError,
 )
+from tramontane.loading import dtype as dtype_module
+from tramontane.loading import loader as loader_module
 from tramontane.loading.device import Room
 from tramontane.loading.draft import Draft
 from tramontane.loading.loader import LoadRequest, load_text
 from tramontane.loading.plan import CacheRequest
-from tramontane.nn import PackedLinear
+from tramontane.nn import NarrowLinear, PackedLinear
 from tramontane_testkit.data import data_path
 
 from .conftest import tiny_config, tiny_tensors, write_tokenizer  # noqa: TID252
@@ -74,6 +76,28 @@ def test_end_tokens_come_from_every_source(load, tiny_model):
 def test_a_dtype_is_honoured(load, name, dtype):
     loaded = load(dtype=name)
     assert {p.dtype for p in loaded.model.parameters()} == {loaded.dtype} == {dtype}
+
+
+def test_weights_that_kernels_read_narrow_stay_so(load, tiny_model, monkeypatch):
+    """On a CPU that multiplies BF16 itself, too; and the plan counts them as they are."""
+    stored = {name: tensor.bfloat16() for name, tensor in tiny_tensors().items()}
+    save_file(stored, tiny_model / "model.safetensors")
+    pair = (torch.bfloat16, torch.float32)
+    monkeypatch.setattr(dtype_module, "multiplies", lambda dtype, device: True)
+    monkeypatch.setattr(dtype_module, "multiplies_narrow", lambda *known: known[:2] == pair)
+    inventories = []
+    plan = loader_module.plan_memory
+
+    def planned(**known):
+        inventories.append(known["inventory"])
+        return plan(**known)
+
+    monkeypatch.setattr(loader_module, "plan_memory", planned)
+    loaded = load()
+    assert loaded.dtype is torch.float32
+    assert type(loaded.model.lm_head) is NarrowLinear
+    assert loaded.model.lm_head.weight.dtype is torch.bfloat16
+    assert inventories[0].bytes_as(loaded.dtype) == loaded.weight_bytes
 
 
 @pytest.mark.parametrize("layout", ["sharded", "torch", "file"])

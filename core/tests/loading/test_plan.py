@@ -82,7 +82,27 @@ def test_an_unknown_dtype_is_refused():
 )
 def test_auto_keeps_the_checkpoints_dtype_where_it_multiplies(monkeypatch, able, stored, expected):
     monkeypatch.setattr(dtype_module, "multiplies", lambda dtype, device: dtype in able)
+    monkeypatch.setattr(dtype_module, "multiplies_narrow", lambda stored, dtype, device: False)
     assert choose_dtype("Auto", inventory(dtype=stored), CPU) is expected
+
+
+def test_auto_takes_f32_where_kernels_read_narrow_weights(monkeypatch):
+    monkeypatch.setattr(dtype_module, "multiplies", lambda dtype, device: True)
+    kernels = {("cpu", BF16, F32)}
+    monkeypatch.setattr(
+        dtype_module,
+        "multiplies_narrow",
+        lambda stored, dtype, device: (device.type, stored, dtype) in kernels,
+    )
+    assert choose_dtype("auto", inventory(dtype=BF16), CPU) is F32
+    assert choose_dtype("auto", inventory(dtype=F16), CPU) is F16
+    assert choose_dtype("auto", inventory(dtype=BF16), CUDA) is BF16
+    assert choose_dtype("bf16", inventory(dtype=BF16), CPU) is BF16
+
+
+def test_kept_weights_take_what_they_take_in_the_file():
+    found = Inventory({BF16: 100, F32: 10}, 7, 3, 64, kept={BF16: 80})
+    assert found.bytes_as(F32) == 80 * 2 + 30 * 4 + 7 + 3
 
 
 def test_auto_with_packed_weights(monkeypatch):

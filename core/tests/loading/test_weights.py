@@ -293,7 +293,7 @@ def test_experts_keep_narrow_floats_that_a_kernel_reads(monkeypatch):
     def reads(stored, dtype, device):
         return stored is torch.bfloat16
 
-    monkeypatch.setattr("tramontane.loading.weights.multiplies_narrow", reads)
+    monkeypatch.setattr("tramontane.loading.dtype.multiplies_narrow", reads)
     fused = {"qkv.weight": torch.randn(8, 3), "qkv.bias": torch.randn(8)}
     parts = [torch.randn(5, 6).bfloat16() for _ in range(3)]
     tensors = fused | {f"experts.{i}.weight": part for i, part in enumerate(parts)}

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from torch import nn
 
 from tramontane.loading.device_map import DeviceMap
-from tramontane.loading.dtype import Inventory, choose_dtype, survey
+from tramontane.loading.dtype import Inventory, Narrow, choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer, report_slow
 from tramontane.loading.layers import LayerNames
 from tramontane.loading.opening import OpenModel
@@ -156,6 +156,9 @@ class PlacedDraft:
             packing = in_situ.plan(draft.model, draft.arrangement.aliases, settings, device)
             inventory = inventory.quantized(packing.elements, packing.packed_bytes)
         dtype = choose_dtype(request.dtype, inventory, device)
+        if packing is None:
+            narrow = Narrow(checkpoint, draft.arrangement, dtype)
+            inventory = evolve(inventory, kept=narrow.elements(draft.model, device))
         left = request.reserve(inventory.bytes_as(dtype))
         device_map, parts = place_layers(
             layout,

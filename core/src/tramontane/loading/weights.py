@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tramontane.errors import CheckpointError
-from tramontane.loading.layers import stored_names
+from tramontane.loading.dtype import Narrow
 from tramontane.loading.rules import Arrangement, Cut, Recipe, Stacked, Stored, Transposed
 from tramontane.nn import (
     ExpertLinear,
@@ -24,7 +24,6 @@ from tramontane.nn import (
     PackedExpertLinear,
     PackedLinear,
     PackedStack,
-    multiplies_narrow,
 )
 from tramontane.protocols import Checkpoint, InSituPlan, PackedWeight
 from tramontane.protocols.pipeline import Progress
@@ -70,6 +69,7 @@ class Binder:
         self._checkpoint = checkpoint
         self._arrangement = arrangement
         self._dtype = dtype
+        self._narrow = Narrow(checkpoint, arrangement, dtype)
         self._device = device
         self._device_of = device_of
         self._in_situ = in_situ
@@ -127,20 +127,7 @@ class Binder:
         or of experts whose kernel reads them so."""
         if not meta.dtype.is_floating_point:
             return meta
-        recipe = self._arrangement.recipes.get(name)
-        dimensions = {nn.Linear: 2, ExpertLinear: 3}.get(type(module))
-        if meta.dim() == dimensions and recipe is not None:
-            stored = [self._checkpoint.tensor(part) for part in stored_names(recipe)]
-            kinds = {part.dtype if isinstance(part, Tensor) else None for part in stored}
-            (kind, *others) = kinds
-            if (
-                kind is not None
-                and not others
-                and name not in self._arrangement.aliases.values()
-                and multiplies_narrow(kind, self._dtype, self._device)
-            ):
-                return meta.to(kind)
-        return meta.to(self._dtype)
+        return meta.to(self._narrow.dtype_of(name, meta, module, self._device) or self._dtype)
 
     def _value(self, name: str, meta: Tensor) -> Value:
         """The finished tensor of one parameter; the same object for all of its aliases."""
