@@ -11,7 +11,12 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-COLORS = {"tramontane": "#1f6f8b", "llama.cpp": "#e0a458", "mistral.rs": "#8d99ae"}
+COLORS = {
+    "tramontane": "#1f6f8b",
+    "llama.cpp": "#e0a458",
+    "mistral.rs": "#8d99ae",
+    "OpenVINO GenAI": "#9c6b98",
+}
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -27,10 +32,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         _panel(axes[2], f"{name.upper()}: decode of sequences", "decode of ", keys, engines)
     handles, labels = rows[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.suptitle(
-        f"tokens a second, Llama {results['size']}, {results['threads']} threads, "
-        f"memory reads of {results['read_gb_per_sec']:.0f} GB/s"
-    )
+    figure.suptitle(f"tokens a second, Llama {results['size']}, {results['threads']} threads")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
@@ -39,10 +41,14 @@ def _panel(
     axis: Any, title: str, prefix: str, keys: list[str], engines: Mapping[str, Mapping[str, float]]
 ) -> None:
     shown = [key for key in keys if key.startswith(prefix)]
+    if not shown:
+        axis.set_axis_off()
+        return
     width = 0.8 / len(engines)
     for nth, (engine, figures) in enumerate(engines.items()):
-        places = [i + (nth - (len(engines) - 1) / 2) * width for i in range(len(shown))]
-        heights = [figures.get(key, 0.0) for key in shown]
+        measured = [i for i, key in enumerate(shown) if key in figures]
+        places = [i + (nth - (len(engines) - 1) / 2) * width for i in measured]
+        heights = [figures[shown[i]] for i in measured]
         bars = axis.bar(places, heights, width, label=engine, color=COLORS.get(engine))
         axis.bar_label(bars, fmt="%.3g", fontsize=8)
     axis.set_xticks(range(len(shown)), [key.removeprefix(prefix) for key in shown])

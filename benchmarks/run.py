@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gguf
 import torch
+from attrs import frozen
 from chart import draw
 from peers import PEERS
 from rich.console import Console
@@ -32,6 +35,27 @@ HEADINGS = {
 QUESTION_TOKENS = 16
 """What a prompt with a cached prefix goes on with."""
 QUICK = {"formats": ["q4_k_m"], "prefill": [], "depth": [512], "sequences": [8], "decode": 32}
+LONG_TOKENS = 1024
+"""Prompts of more than these are measured in the first ``--long-rounds`` rounds only."""
+
+
+@frozen
+class Plan:
+    """What is measured of one format: prompt lengths, depths to decode at, numbers of sequences,
+    and tokens of a known prefix (0: none)."""
+
+    prefill: Sequence[int]
+    depth: Sequence[int]
+    sequences: Sequence[int]
+    cached: int
+
+
+BARS = {
+    "q4_k_m": Plan(prefill=[2048], depth=[512, 4096], sequences=[8], cached=1000),
+    "q8_0": Plan(prefill=[], depth=[512], sequences=[], cached=0),
+    "bf16": Plan(prefill=[], depth=[512], sequences=[], cached=0),
+}
+"""The figures that `publish.py` holds against their bars."""
 
 
 class EngineEndedError(RuntimeError):
@@ -42,8 +66,9 @@ class Worker:
     """An engine with one model loaded, in a process of its own; idle until it is told to run.
 
     Attributes:
-        ready: what it said when it had loaded: ``load_secs``, and where they apply ``torch_mb``,
-            ``finds_prefixes`` (by itself, in prompts it has seen) and ``most_sequences``.
+        ready: what it said when it had loaded: ``load_secs`` and ``version``, and where they apply
+            ``torch_mb``, ``token_bytes`` (of weights that a token reads), ``finds_prefixes`` (by
+            itself, in prompts it has seen) and ``most_sequences``.
         peak_mb: of the process, so far.
     """
 
@@ -51,14 +76,17 @@ class Worker:
         command = [python, str(HERE / "engines" / script), str(model), str(threads)]
         pipe = subprocess.PIPE
         self._log = log
+        # Packages of this environment are none of a peer's.
+        hidden = {"PYTHONPATH"} if python != sys.executable else {}
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
         with log.open("w") as said:
             self._process = subprocess.Popen(
-                command, stdin=pipe, stdout=pipe, stderr=said, text=True
+                command, stdin=pipe, stdout=pipe, stderr=said, text=True, env=environment
             )
-        self.ready = self._answer()
+        self.ready: dict[str, Any] = self._answer()
         self.peak_mb = 0.0
 
-    def run(self, **command: Any) -> dict[str, float]:
+    def run(self, **command: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
@@ -69,12 +97,12 @@ class Worker:
     def close(self) -> None:
         self._process.communicate()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise EngineEndedError(f"{self._process.args} ended; see {self._log}")
-        answer: dict[str, float] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
 
@@ -96,64 +124,83 @@ def token_bytes(file: Path) -> int:
     return sum(int(t.n_bytes) for t in tensors if t.name != "token_embd.weight")
 
 
-def measure(worker: Worker, args: argparse.Namespace) -> dict[str, float]:
-    """One round of what the engine can do."""
+def measure(
+    worker: Worker, plan: Plan, decode: int, most_tokens: float, bytes_per_sec: float
+) -> dict[str, float]:
+    """One round of what the engine can do, prompts above ``most_tokens`` left out."""
     figures = {}
-    for tokens in args.prefill:
-        if tokens not in args.depth:
+    for tokens in plan.prefill:
+        if tokens not in plan.depth and tokens <= most_tokens:
             got = worker.run(prompt=tokens, decode=2, sequences=1)
             figures[f"prefill {tokens}"] = got["prefill"]
-    for depth in args.depth:
-        got = worker.run(prompt=depth, decode=args.decode, sequences=1)
-        figures[f"prefill {depth}"] = got["prefill"]
-        figures[f"decode at {depth}"] = got["decode"]
-    for count in args.sequences:
+    for depth in plan.depth:
+        if depth <= most_tokens:
+            got = worker.run(prompt=depth, decode=decode, sequences=1)
+            figures[f"prefill {depth}"] = got["prefill"]
+            figures[f"decode at {depth}"] = got["decode"]
+            share = got["decode"] * worker.ready["token_bytes"] / bytes_per_sec
+            figures[f"share of bandwidth at {depth}"] = share
+    for count in plan.sequences:
         if count > worker.ready.get("most_sequences", count):
             continue
-        got = worker.run(prompt=128, decode=args.decode, sequences=count)
+        got = worker.run(prompt=128, decode=decode, sequences=count)
         figures[f"decode of {count}"] = got["decode"]
         figures[f"total of {count}"] = got["total"]
-    if args.cached:
-        prompt = args.cached + QUESTION_TOKENS
+    if plan.cached:
+        prompt = plan.cached + QUESTION_TOKENS
         got = worker.run(prompt=prompt, decode=1, sequences=1)
         figures["first_token_secs"] = got["seconds"]
         if worker.ready.get("finds_prefixes"):
-            again = worker.run(prompt=prompt, decode=1, sequences=1, cached=args.cached)
+            again = worker.run(prompt=prompt, decode=1, sequences=1, cached=plan.cached)
             figures["cached_first_token_secs"] = again["seconds"]
     return figures
 
 
-def bench_format(
-    name: str, args: argparse.Namespace, bytes_per_sec: float
-) -> dict[str, dict[str, float]]:
-    """Medians of one weight format, by engine. An engine that ends is left out, and said to be."""
-    file = gguf_model(args.out / f"{args.size}-{name}.gguf", SHAPES[args.size], name)
-    engines = {"tramontane": (sys.executable, "ours.py")}
+def start(name: str, file: Path, args: argparse.Namespace) -> dict[str, Worker]:
+    """Every engine with one weight format loaded. One that ends is left out, and said to be."""
+    engines = {"tramontane": (sys.executable, "ours.py", file)}
     for peer in PEERS:
         if peer.option in args.peers:
-            engines[peer.name] = (args.interpreters[peer.option], peer.script)
+            python = args.interpreters[peer.option]
+            model = peer.model(python, file, SHAPES[args.size], name)
+            if model is not None:
+                engines[peer.name] = (python, peer.script, model)
     started: dict[str, Worker] = {}
-    for engine, (python, script) in engines.items():
+    for engine, (python, script, model) in engines.items():
         try:
             log = args.out / f"{Path(script).stem}.log"
-            started[engine] = Worker(python, script, file, args.threads, log)
+            started[engine] = Worker(python, script, model, args.threads, log)
         except EngineEndedError as error:
             print(f"{name}: {engine} is left out: {error}", file=sys.stderr)
+            continue
+        started[engine].ready.setdefault("token_bytes", token_bytes(file))
+    return started
+
+
+def bench_format(name: str, args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
+    """Medians of one weight format, by engine, and of the bytes a second that memory gave."""
+    file = gguf_model(args.out / f"{args.size}-{name}.gguf", SHAPES[args.size], name)
+    started = start(name, file, args)
+    plan = args.plans[name]
     rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in started}
-    for _ in range(args.rounds):  # engines take turns: the machine's mood hits them alike
+    reads = []
+    for nth in range(args.rounds):  # engines take turns: the machine's mood hits them alike
+        most_tokens = math.inf if nth < args.long_rounds else LONG_TOKENS
+        reads.append(bandwidth())
         for engine, worker in started.items():
-            rounds[engine].append(measure(worker, args))
+            rounds[engine].append(measure(worker, plan, args.decode, most_tokens, reads[-1]))
     figures = {}
     for engine, worker in started.items():
-        got = {key: statistics.median(r[key] for r in rounds[engine]) for key in rounds[engine][0]}
-        for depth in args.depth:
-            share = got[f"decode at {depth}"] * token_bytes(file) / bytes_per_sec
-            got[f"share of bandwidth at {depth}"] = share
+        got = {
+            key: statistics.median(r[key] for r in rounds[engine] if key in r)
+            for key in rounds[engine][0]
+        }
         got |= {"load_secs": worker.ready["load_secs"], "peak_mb": worker.peak_mb}
         got["peak_without_torch_mb"] = worker.peak_mb - worker.ready.get("torch_mb", 0.0)
         figures[engine] = got
+        args.versions[engine] = worker.ready["version"]
         worker.close()
-    return figures
+    return figures, statistics.median(reads)
 
 
 def options() -> argparse.Namespace:
@@ -166,41 +213,65 @@ def options() -> argparse.Namespace:
     parser.add_argument("--cached", type=int, default=1000, help="tokens of prefix; 0: leave out")
     parser.add_argument("--decode", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--long-rounds", type=int, help=f"of those, with prompts above {LONG_TOKENS} tokens"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     names = [peer.option for peer in PEERS]
     parser.add_argument("--peers", nargs="*", choices=names, default=names)
-    parser.add_argument("--llama-cpp", metavar="PYTHON", help="interpreter that has the package")
-    parser.add_argument("--mistralrs", metavar="PYTHON", help="likewise")
+    for peer in PEERS:
+        parser.add_argument(
+            f"--{peer.option}-python", metavar="PYTHON", help=f"interpreter with {peer.package}"
+        )
     parser.add_argument("--out", type=Path, default=HERE / "out")
     parser.add_argument("--chart", type=Path, help="PNG to write; OUT/speed.png otherwise")
     parser.add_argument("--quick", action="store_true", help="ours and llama.cpp, in 5 minutes")
+    parser.add_argument("--bars", action="store_true", help="what publish.py reports, no more")
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK, peers=["llamacpp"])
     args = parser.parse_args()
+    args.out = args.out.resolve()
     args.out.mkdir(exist_ok=True)
-    given = {"llamacpp": args.llama_cpp, "mistral-rs": args.mistralrs}
+    args.long_rounds = args.long_rounds or args.rounds
+    plan = Plan(args.prefill, args.depth, args.sequences, args.cached)
+    args.plans = BARS if args.bars else dict.fromkeys(args.formats, plan)
     args.interpreters = {
-        peer.option: given[peer.option] or peer.interpreter(args.out)
+        peer.option: getattr(args, f"{peer.option}_python".replace("-", "_"))
+        or peer.interpreter(args.out)
         for peer in PEERS
         if peer.option in args.peers
     }
+    args.versions = {}
     return args
+
+
+def processor() -> str:
+    """Its name, as far as the system tells."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text("utf-8").splitlines() if known.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def main() -> None:
     args = options()
-    read = bandwidth()
     results: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
+        "processor": processor(),
+        "torch_instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": args.threads,
         "rounds": args.rounds,
-        "read_gb_per_sec": read / 1e9,
+        "long_rounds": args.long_rounds,
+        "decode": args.decode,
         "size": args.size,
+        "versions": args.versions,
+        "read_gb_per_sec": {},
         "formats": {},
     }
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    for name in args.formats:
-        figures = results["formats"][name] = bench_format(name, args, read)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    for name in args.plans:
+        figures, read = bench_format(name, args)
+        results["formats"][name] = figures
+        results["read_gb_per_sec"][name] = read / 1e9
         title = f"Llama {args.size}, {name}, {args.threads} threads, reads {read / 1e9:.0f} GB/s"
         table = Table("", *figures, title=title)
         for key in next(iter(figures.values())):

@@ -4,14 +4,34 @@ Usage: llamacpp.py FILE THREADS, then one JSON command a line on standard input.
 """
 
 import random
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import llama_cpp
 from worker import serve
 
+FEATURES = {"avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx512f": "AVX512"}
 UBATCH = 512
 QUIET = llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
+def check_build() -> None:
+    """Refuse a build without OpenMP, or without instructions that this processor has: its figures
+    would say nothing of llama.cpp."""
+    built = llama_cpp.llama_print_system_info().decode()
+    wanted = {"OPENMP"}
+    known = Path("/proc/cpuinfo")
+    if known.exists():
+        flags = set(known.read_text().split())
+        wanted |= {name for flag, name in FEATURES.items() if flag in flags}
+    lacking = [name for name in sorted(wanted) if f"{name} = 1" not in built]
+    if lacking:
+        sys.exit(
+            f"this llama-cpp-python is built without {', '.join(lacking)} ({built}); reinstall it "
+            "from source with CMAKE_ARGS='-DGGML_NATIVE=ON -DGGML_OPENMP=ON'"
+        )
 
 
 def load(file: str, threads: int) -> partial:
@@ -61,4 +81,5 @@ def run(model: object, threads: int, *, prompt: int, decode: int, sequences: int
     }
 
 
-serve(load)
+check_build()
+serve(load, version=f"llama-cpp-python {llama_cpp.__version__}")

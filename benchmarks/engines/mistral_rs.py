@@ -6,6 +6,7 @@ Usage: mistral_rs.py FILE THREADS, then one JSON command a line on standard inpu
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = sys.argv[2]
@@ -46,4 +47,9 @@ class Engine:
 
 
 # Their runner refuses a request while another one is answered ("Already borrowed").
-serve(lambda model, threads: Engine(model).run, finds_prefixes=True, most_sequences=1)
+serve(
+    lambda model, threads: Engine(model).run,
+    version=version("mistralrs"),
+    finds_prefixes=True,
+    most_sequences=1,
+)

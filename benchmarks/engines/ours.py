@@ -5,6 +5,7 @@ Usage: ours.py PATH THREADS, then one JSON command a line on standard input.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 from worker import Prompts, peak_mb, serve, timed_together
@@ -56,4 +57,9 @@ class Engine:
         return response.usage
 
 
-serve(lambda model, threads: Engine(model, threads).run, torch_mb=TORCH_MB, finds_prefixes=True)
+serve(
+    lambda model, threads: Engine(model, threads).run,
+    version=f"{version('tramontane')}, torch {torch.__version__}",
+    torch_mb=TORCH_MB,
+    finds_prefixes=True,
+)

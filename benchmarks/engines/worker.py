@@ -54,12 +54,12 @@ def timed_together(complete: Callable[[str], Any], texts: list[str]) -> tuple[fl
     return time.perf_counter() - begin, answers
 
 
-def serve(load: Callable[[str, int], Callable[..., dict[str, float]]], **known: float) -> None:
+def serve(load: Callable[[str, int], Callable[..., dict[str, float]]], **known: Any) -> None:
     """Load the model that the command line names, say so, then run one JSON command a line.
 
     Args:
         load: from a model's path and a number of threads to what runs commands.
-        known: figures to tell when ready.
+        known: to tell when ready; ``version`` must be there, see `run.Worker`.
     """
     # Libraries print to standard output too; the answers keep it to themselves.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
