@@ -21,13 +21,13 @@ from tramontane.nn import (
     MoE,
     PreNormLayer,
     RMSNorm,
+    SoftmaxTopK,
     attention_heads,
     check_experts,
     check_positive,
     expert_weights,
     read,
     read_rope_parameters,
-    softmax_top_k,
 )
 from tramontane.protocols import WeightRule
 from tramontane_mistral.mistral import MistralAttention, MistralConfig
@@ -73,7 +73,7 @@ class MixtralExperts(MoE):
             config.hidden_size,
             experts,
             config.num_local_experts,
-            softmax_top_k(config.num_experts_per_tok),
+            SoftmaxTopK(config.num_experts_per_tok),
         )
 
 

@@ -25,7 +25,7 @@ from tramontane.nn import (
     RMSNorm,
     activation,
     bind_kernels,
-    softmax_top_k,
+    SoftmaxTopK,
 )
 from tramontane.protocols import PackedWeight
 
@@ -98,7 +98,7 @@ def test_unknown_activation_lists_the_known() -> None:
 def make_moe(num_experts: int, top_k: int, renormalize: bool) -> MoE:
     torch.manual_seed(0)
     experts = GatedExperts(num_experts, 16, 24)
-    moe = MoE(16, experts, num_experts, softmax_top_k(top_k, renormalize))
+    moe = MoE(16, experts, num_experts, SoftmaxTopK(top_k, renormalize))
     for parameter in moe.parameters():
         nn.init.normal_(parameter, std=0.3)
     return moe

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "attention.h"
+#include "experts.h"
 
 namespace tmk {
 namespace {
@@ -14,6 +15,8 @@ struct Block {
   double attn_eps, q_eps, k_eps, mlp_eps;
   int64_t act;       // of the gated MLP, see gate.inl
   int64_t residual;  // whether what a half computes is added to what enters it
+  const Experts* experts;  // in place of the MLP, or null
+  const Router* router;
 };
 
 // What the layers of one step share.
@@ -62,13 +65,17 @@ EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, 
                          float* out, int32_t threads) {
   const Isa& s = isa();
   const int64_t T = step->T;
-  const bool attention = b->q, mlp = b->gate;
+  const bool attention = b->q, mlp = b->gate, experts = b->experts;
   const int64_t hidden = attention ? b->q->cols : b->gate->cols;
+  const int64_t top_k = experts ? b->router->top_k : 0;
   const Linear* all[] = {b->q, b->k, b->v, b->o, b->gate, b->up, b->down};
   for (const Linear* w : all)
     if (w && !usable(s, *w)) return kUnknown;
   const int qkv_super = supers(b->q), gate_super = supers(b->gate);
   if (supers(b->k) != qkv_super || supers(b->v) != qkv_super || supers(b->up) != gate_super)
+    return kBadShape;
+  if (experts && (!usable(s, *b->experts) || !plain_bytes(b->router->scores->type) ||
+                  b->router->scores->rows != b->experts->count || top_k > b->experts->count))
     return kBadShape;
 
   // The halves use the same memory one after the other.
@@ -83,11 +90,30 @@ EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, 
     const size_t other = floats(T * b->down->cols) + activation_bytes(s, T, b->down->cols);
     half = other > half ? other : half;
   }
+  const size_t mixture = experts ? experts_bytes(s, *b->experts, T, top_k) : 0;
+  if (experts) {
+    const size_t other = floats(T * b->experts->count) + floats(T * top_k) +
+                         aligned(sizeof(int64_t) * T * top_k) + aligned(mixture);
+    half = other > half ? other : half;
+  }
   const size_t entrance = floats(T * hidden) + activation_bytes(s, T, hidden) + 64;
   Memory memory{scratch.get(entrance + half + 64)};
   if (!memory.p) return kNoMemory;
   float* normed = memory.take<float>(T * hidden);
   const Activations entered = place(s, memory.take<uint8_t>(activation_bytes(s, T, hidden)), T, hidden);
+
+  // The second half's memory, seen alike by all threads.
+  Memory second = memory;
+  ExpertsWork mixed{};
+  Routing routing{top_k, nullptr, nullptr};
+  float *scores = nullptr, *weights = nullptr;
+  int64_t* chosen = nullptr;
+  if (experts) {
+    scores = second.take<float>(T * b->experts->count);
+    routing.weights = weights = second.take<float>(T * top_k);
+    routing.chosen = chosen = second.take<int64_t>(T * top_k);
+    mixed = place_experts(s, *b->experts, T, top_k, second.p);
+  }
 
 #pragma omp parallel num_threads(threads)
   {
@@ -142,6 +168,14 @@ EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, 
       quantize(s, middle, b->down->cols, c, T, supers(b->down));
       const Product down = {b->down, out, hidden, b->residual ? x : nullptr};
       multiply(s, &down, 1, c, T);
+    }
+    if (experts) {
+      a = entered;
+      enter(s, out, hidden, b->mlp_norm, b->mlp_eps, normed, a, T, 0);
+      route_all(s, *b->router, a, T, scores, chosen, weights);
+#pragma omp single
+      sort_pairs(*b->experts, routing, mixed);  // the router names none that there is not
+      experts_all(s, *b->experts, routing, mixed, normed, b->residual ? out : nullptr, T, out);
     }
   }
   return kOk;

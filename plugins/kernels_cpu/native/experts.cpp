@@ -1,5 +1,6 @@
 #include "experts.h"
 
+#include <cmath>
 #include <cstring>
 
 #include "panels.h"
@@ -25,6 +26,7 @@ size_t layout(const Isa& isa, const Experts& e, int64_t T, int64_t top_k, uint8_
   work.experts = take<int64_t>(p, e.count);
   work.starts = take<int64_t>(p, e.count + 1);
   work.order = take<int64_t>(p, pairs);
+  work.owner = take<int64_t>(p, pairs);
   work.gathered = take<float>(p, plain_bytes(e.gate->type) && T > 1 ? pairs * hidden : 0);
   work.middle = take<float>(p, pairs * inner);
   work.entering = place(isa, p, rows, hidden);
@@ -34,22 +36,20 @@ size_t layout(const Isa& isa, const Experts& e, int64_t T, int64_t top_k, uint8_
   return p - memory;
 }
 
-// Every pair's token, one after the other.
-void enter(const Isa& isa, const Experts& e, const Routing& routing, const ExpertsWork& work,
-           const float* x, Activations& a, int64_t T) {
-  const int64_t hidden = e.gate->cols;
-  const int super = super_columns(e.gate->type);
-  if (T == 1) return quantize(isa, x, hidden, a, 1, super);
-  a.x = work.gathered;
-  a.x_stride = hidden;
+// Rounds every pair's row of activations, `row(p)`, where the weights ask for it; each expert's pairs
+// are tiled for themselves.
+template <class Row>
+void enter(const Isa& isa, const ExpertsWork& work, const Activations& a, int super, Row row) {
 #pragma omp for schedule(static)
   for (int64_t p = 0; p < work.pairs; p++) {
-    const float* from = x + work.order[p] / routing.top_k * hidden;
-    if (super)
-      isa.quantize(from, a, p, super, 0, hidden / super);
-    else
-      std::memcpy(work.gathered + p * hidden, from, sizeof(float) * hidden);
+    const int64_t* begin = work.starts + work.owner[p];
+    const Tile tile = tile_at(p, begin[0], begin[1], isa.tile);
+    isa.quantize(row(p), a, tile, p, super, 0, a.cols / super);
   }
+}
+
+inline void add_to(float* o, const float* other, int n) {
+  for (int i = 0; i < n; i++) o[i] += other[i];
 }
 
 }  // namespace
@@ -71,6 +71,31 @@ ExpertsWork place_experts(const Isa& isa, const Experts& e, int64_t T, int64_t t
   return work;
 }
 
+void route_all(const Isa& isa, const Router& router, const Activations& x, int64_t T, float* scores,
+               int64_t* chosen, float* weights) {
+  const int64_t count = router.scores->rows;
+  const Product job = {router.scores, scores, count, nullptr};
+  multiply(isa, &job, 1, x, T);
+#pragma omp for schedule(static)
+  for (int64_t t = 0; t < T; t++) {
+    float* s = scores + t * count;
+    float largest = s[0], sum = 0, of_chosen = 0;
+    for (int64_t i = 1; i < count; i++) largest = s[i] > largest ? s[i] : largest;
+    for (int64_t i = 0; i < count; i++) sum += s[i] = std::exp(s[i] - largest);
+    float* w = weights + t * router.top_k;
+    for (int64_t k = 0; k < router.top_k; k++) {
+      // A chosen one is marked with a negative number; with NaN, any that is not marked will do.
+      int64_t best = 0;
+      while (s[best] < 0) best++;
+      for (int64_t i = best + 1; i < count; i++) best = s[i] > s[best] ? i : best;
+      of_chosen += w[k] = s[best];
+      chosen[t * router.top_k + k] = best;
+      s[best] = -1;
+    }
+    for (int64_t k = 0; k < router.top_k; k++) w[k] /= router.renormalize ? of_chosen : sum;
+  }
+}
+
 bool sort_pairs(const Experts& e, const Routing& routing, ExpertsWork& work) {
   // Counts, then ends; each expert's end walks back to its start as its pairs are placed.
   int64_t* ends = work.experts;
@@ -85,6 +110,7 @@ bool sort_pairs(const Experts& e, const Routing& routing, ExpertsWork& work) {
   for (int64_t i = 0; i < e.count; i++) {
     const int64_t start = ends[i], end = i + 1 < e.count ? ends[i + 1] : work.pairs;
     if (start == end) continue;
+    for (int64_t p = start; p < end; p++) work.owner[p] = work.active;
     work.starts[work.active] = start;
     work.experts[work.active++] = i;  // of `ends`, nothing up to here is read again
   }
@@ -95,73 +121,82 @@ bool sort_pairs(const Experts& e, const Routing& routing, ExpertsWork& work) {
 void experts_all(const Isa& isa, const Experts& e, const Routing& routing, const ExpertsWork& work,
                  const float* x, const float* add, int64_t T, float* out) {
   const int64_t hidden = e.gate->cols, inner = e.down->cols;
+  const int super = super_columns(e.gate->type), super_between = super_columns(e.down->type);
   // Each thread has its own of these, so no two write them.
   Activations entering = work.entering, between = work.between;
-  enter(isa, e, routing, work, x, entering, T);
-  const int64_t group = panels_at_once(work.active ? work.pairs / work.active : 0);
+  entering.x = T == 1 ? x : work.gathered;
+  between.x = work.middle;
+  entering.x_stride = hidden, between.x_stride = inner;
+  const auto token = [&](int64_t pair) { return work.order[pair] / routing.top_k; };
+  if (T == 1) {
+    quantize(isa, x, hidden, entering, 1, super);
+  } else if (super) {
+    enter(isa, work, entering, super, [&](int64_t p) { return x + token(p) * hidden; });
+  } else {
+#pragma omp for schedule(static)
+    for (int64_t p = 0; p < work.pairs; p++)
+      std::memcpy(work.gathered + p * hidden, x + token(p) * hidden, sizeof(float) * hidden);
+  }
 
-  const int64_t panels = panels_of(isa, *e.gate), groups = (panels + group - 1) / group;
+  const int64_t each = work.active ? work.pairs / work.active : 0;
+  const int64_t step = strips_at_once(isa, *e.gate, each), strips = strips_of(*e.gate);
+  const int64_t pieces = (strips + step - 1) / step;
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t n = 0; n < work.active * groups; n++) {
-    const int64_t which = n / groups, first = n % groups * group;
-    const int64_t last = first + group < panels ? first + group : panels;
+  for (int64_t n = 0; n < work.active * pieces; n++) {
+    const int64_t which = n / pieces, first = n % pieces * step;
+    const int64_t last = first + step < strips ? first + step : strips;
     const Linear &gate = e.gate[work.experts[which]], &up = e.up[work.experts[which]];
     // The rows of activations that this expert multiplies, and where their results lie.
     const int64_t shift = T == 1 ? work.starts[which] : 0;
     const int64_t begin = work.starts[which] - shift, end = work.starts[which + 1] - shift;
-    const int64_t step = token_block(isa, end - begin);
-    const auto place_of = [&](int64_t s, int64_t row) {
-      return work.middle + (s + shift) * inner + row;
-    };
-    const auto keep = [&](int64_t s, int64_t row, int rows, const float* values) {
-      float* o = place_of(s, row);
-      for (int r = 0; r < rows; r++) o[r] = gate.bias ? values[r] + gate.bias[row + r] : values[r];
-    };
-    const auto combine = [&](int64_t s, int64_t row, int rows, const float* values) {
-      alignas(64) float raised[kMaxLanes];
-      for (int r = 0; r < rows; r++) raised[r] = up.bias ? values[r] + up.bias[row + r] : values[r];
-      if (e.limit > 0)
-        isa.bounded_gate(float(e.limit), float(e.alpha), place_of(s, row), raised, rows);
-      else
-        isa.gate(int(e.act), place_of(s, row), raised, rows);
-    };
-    for (int64_t t = begin; t < end; t += step)
-      for (int64_t i = first; i < last; i++) {
-        const int64_t stop = t + step < end ? t + step : end;
-        panel_times(isa, gate, entering, i, t, stop, keep);
-        panel_times(isa, up, entering, i, t, stop, combine);
+    walk(isa, gate, first, last, begin, end, [&](Strip s, Tile tile) {
+      alignas(64) float got[kMaxTile * kRows], raised[kMaxTile * kRows];
+      strip_times(isa, gate, entering, s, tile, got);
+      strip_times(isa, up, entering, s, tile, raised);
+      for (int t = 0; t < tile.n; t++) {
+        float *one = got + t * kRows, *other = raised + t * kRows;
+        if (gate.bias) add_to(one, gate.bias + s.row, s.rows);
+        if (up.bias) add_to(other, up.bias + s.row, s.rows);
+        if (e.limit > 0)
+          isa.bounded_gate(float(e.limit), float(e.alpha), one, other, s.rows);
+        else
+          isa.gate(int(e.act), one, other, s.rows);
+        float* o = work.middle + (tile.first + t + shift) * inner + s.row;
+        std::memcpy(o, one, sizeof(float) * s.rows);
       }
+    });
   }
-  quantize(isa, work.middle, inner, between, work.pairs, super_columns(e.down->type));
+  if (super_between)
+    enter(isa, work, between, super_between, [&](int64_t p) { return work.middle + p * inner; });
 
   // A thread adds up all experts' shares of its rows, in the experts' order whoever else is there.
-  const int64_t below = panels_of(isa, *e.down);
+  const int64_t below = strips_of(*e.down), at_once = strips_at_once(isa, *e.down, each);
 #pragma omp for schedule(dynamic, 1)
-  for (int64_t first = 0; first < below; first += group) {
-    const int64_t last = first + group < below ? first + group : below;
-    const int64_t row = first * isa.lanes;
-    const int64_t rows = (last * isa.lanes < hidden ? last * isa.lanes : hidden) - row;
+  for (int64_t first = 0; first < below; first += at_once) {
+    const int64_t last = first + at_once < below ? first + at_once : below;
+    const int64_t row = first * kRows, end = last * kRows < hidden ? last * kRows : hidden;
     for (int64_t t = 0; t < T; t++) {
       float* o = out + t * hidden + row;
-      if (add)
-        std::memcpy(o, add + t * hidden + row, sizeof(float) * rows);
-      else
-        std::memset(o, 0, sizeof(float) * rows);
+      if (add && add != out)
+        std::memcpy(o, add + t * hidden + row, sizeof(float) * (end - row));
+      else if (!add)
+        std::memset(o, 0, sizeof(float) * (end - row));
     }
     for (int64_t which = 0; which < work.active; which++) {
       const Linear& down = e.down[work.experts[which]];
-      const int64_t begin = work.starts[which], end = work.starts[which + 1];
-      const int64_t step = token_block(isa, end - begin);
-      const auto share = [&](int64_t s, int64_t row, int rows, const float* values) {
-        const int64_t pair = work.order[s];
-        const float weight = routing.weights[pair];
-        float* o = out + pair / routing.top_k * hidden + row;
-        for (int r = 0; r < rows; r++)
-          o[r] += weight * (down.bias ? values[r] + down.bias[row + r] : values[r]);
-      };
-      for (int64_t t = begin; t < end; t += step)
-        for (int64_t i = first; i < last; i++)
-          panel_times(isa, down, between, i, t, t + step < end ? t + step : end, share);
+      walk(isa, down, first, last, work.starts[which], work.starts[which + 1],
+           [&](Strip s, Tile tile) {
+             alignas(64) float got[kMaxTile * kRows];
+             strip_times(isa, down, between, s, tile, got);
+             for (int t = 0; t < tile.n; t++) {
+               float* one = got + t * kRows;
+               if (down.bias) add_to(one, down.bias + s.row, s.rows);
+               const int64_t pair = work.order[tile.first + t];
+               const float weight = routing.weights[pair];
+               float* o = out + pair / routing.top_k * hidden + s.row;
+               for (int r = 0; r < s.rows; r++) o[r] += weight * one[r];
+             }
+           });
     }
   }
 }

@@ -13,7 +13,12 @@ from tramontane.cache import PagedKV
 from tramontane.kernels import dispatch
 from tramontane.nn import (
     AdjacentRope,
+    BoundedGate,
+    ExpertLinear,
+    GatedExperts,
     GatedMLP,
+    MoE,
+    PackedExpertLinear,
     PackedLinear,
     PreNormLayer,
     RMSNorm,
@@ -21,6 +26,7 @@ from tramontane.nn import (
     RopeParameters,
     Rotary,
     SelfAttention,
+    SoftmaxTopK,
     bind_kernels,
 )
 from tramontane.protocols import ForwardBatch
@@ -41,7 +47,8 @@ def _plugins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def packed(module: nn.Module, type_names: dict[str, str], seed: int = 0) -> nn.Module:
-    """Random weights; linears packed, by the last part of their name or ``""`` for the rest."""
+    """Random weights; linears packed, by the last part of their name or ``""`` for the rest, unless
+    to no type."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.2
@@ -50,11 +57,12 @@ def packed(module: nn.Module, type_names: dict[str, str], seed: int = 0) -> nn.M
         parameter.requires_grad_(False)
     quantizer = GgmlQuantizer()
     for name, child in list(module.named_modules()):
-        if isinstance(child, nn.Linear):
-            kind = type_names.get(name.rpartition(".")[2], type_names[""])
+        kind = type_names.get(name.rpartition(".")[2], type_names[""])
+        if isinstance(child, nn.Linear | ExpertLinear) and kind:
             weight = quantizer.quantize(child.weight, kind)
             assert isinstance(weight, GgmlWeight)
-            module.set_submodule(name, PackedLinear(weight, child.bias))
+            twin = PackedLinear if isinstance(child, nn.Linear) else PackedExpertLinear
+            module.set_submodule(name, twin(weight, child.bias))
     bind_kernels(module, CPU, torch.float32)
     return module
 
@@ -173,6 +181,29 @@ def layer(types: dict[str, str]) -> Any:
 @pytest.mark.parametrize("types", [{"": "q8_0"}, {"": "q4_k", "v_proj": "q6_k"}])
 def test_layer(types: dict[str, str]) -> None:
     both_ways(layer(types), rotary(Rope), torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k"])
+@pytest.mark.parametrize(
+    ("route", "act"),
+    [(SoftmaxTopK(2), "silu"), (SoftmaxTopK(3, renormalize=False), BoundedGate(0.5, 1.7))],
+)
+def test_layer_of_experts(kind: str, route: SoftmaxTopK, act: Any) -> None:
+    experts = GatedExperts(5, HIDDEN, 512, act, bias=True)
+    mlp = MoE(HIDDEN, experts, 5, route, gate_bias=True)
+    parts = (attention(), mlp, RMSNorm(HIDDEN), RMSNorm(HIDDEN, 1e-5))
+    both_ways(packed(PreNormLayer(*parts), {"": kind, "gate": ""}), rotary(Rope), torch.float32)
+
+
+def test_a_router_of_another_kind_is_left_alone() -> None:
+    experts = GatedExperts(3, HIDDEN, 256)
+    norms = RMSNorm(HIDDEN), RMSNorm(HIDDEN)
+    for route, gate in ((lambda scores: SoftmaxTopK(1)(scores), ""), (SoftmaxTopK(1), "q8_0")):
+        module: Any = PreNormLayer(attention(), MoE(HIDDEN, experts, 3, route), *norms)
+        packed(module, {"": "q8_0", "gate": gate})
+        assert module._whole is None
+        assert module.self_attn._whole is not None
+        assert module.mlp.experts._whole is not None
 
 
 def test_what_is_not_covered_is_left_alone() -> None:

@@ -19,8 +19,8 @@ from tramontane.nn import (
     MoE,
     NarrowExpertLinear,
     PackedExpertLinear,
+    SoftmaxTopK,
     bind_kernels,
-    softmax_top_k,
 )
 from tramontane_gguf.quantizer import GgmlQuantizer
 from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
@@ -69,7 +69,7 @@ def inputs(num_tokens: int, hidden: int = 256, top_k: int = TOP_K) -> tuple[Any,
     x = torch.randn(num_tokens, hidden, generator=generator)
     logits = torch.randn(num_tokens, NUM_EXPERTS, generator=generator)
     logits[:, -1] = -torch.inf
-    return x, *softmax_top_k(top_k)(logits)
+    return x, *SoftmaxTopK(top_k)(logits)
 
 
 def one_by_one(module: Any, *arguments: Any) -> torch.Tensor:
@@ -183,7 +183,7 @@ def test_who_listens_to_a_stack_hears_it() -> None:
 
 
 def test_a_mixture_uses_its_experts_whole() -> None:
-    module = MoE(256, experts("q4_k"), NUM_EXPERTS, softmax_top_k(TOP_K))
+    module = MoE(256, experts("q4_k"), NUM_EXPERTS, SoftmaxTopK(TOP_K))
     module.gate.weight.data = torch.randn(NUM_EXPERTS, 256) * 0.1  # type: ignore[operator]
     x = torch.randn(4, 256)
     with torch.inference_mode():

@@ -12,7 +12,7 @@ from torch import nn
 
 from tramontane.errors import MissingPluginError, ValidationError
 from tramontane.hooks import PluginManager, QuantizerSpec, hookimpl, plugin_manager
-from tramontane.nn import ExpertLinear, GatedExperts, MoE, PackedLinear, softmax_top_k
+from tramontane.nn import ExpertLinear, GatedExperts, MoE, PackedLinear, SoftmaxTopK
 from tramontane.protocols import InSituSettings
 from tramontane_isq.policy import IsqPolicy
 from tramontane_isq.types import Types, canonical
@@ -24,7 +24,7 @@ class Layer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.self_attn = nn.ModuleDict({"q_proj": nn.Linear(width, 256)})
-        self.mlp = MoE(width, GatedExperts(4, width, 512), 4, softmax_top_k(2))
+        self.mlp = MoE(width, GatedExperts(4, width, 512), 4, SoftmaxTopK(2))
         self.norm = nn.LayerNorm(width)
 
 

@@ -46,7 +46,7 @@ from tramontane.nn.mlp import (
     GatedMLP,
     activation,
 )
-from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, softmax_top_k
+from tramontane.nn.moe import ExpertLinear, GatedExperts, MoE, SoftmaxTopK
 from tramontane.nn.narrow import (
     NarrowExpertLinear,
     NarrowLinear,
@@ -97,6 +97,7 @@ __all__ = [
     "Rotary",
     "SelfAttention",
     "SlidingDecoderConfig",
+    "SoftmaxTopK",
     "activation",
     "attention_heads",
     "backbone",
@@ -115,6 +116,5 @@ __all__ = [
     "read_layer_types",
     "read_rope_parameters",
     "rotary_from_config",
-    "softmax_top_k",
     "unpack_bits",
 ]

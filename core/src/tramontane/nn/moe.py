@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -104,17 +105,19 @@ class GatedExperts(nn.Module):
         return out
 
 
-def softmax_top_k(top_k: int, renormalize: bool = True) -> Router:
-    """Router weights: the ``top_k`` largest of a float32 softmax, scaled to sum to one when
+@frozen
+class SoftmaxTopK:
+    """A `Router`: the ``top_k`` largest of a float32 softmax, scaled to sum to one when
     ``renormalize``."""
 
-    def route(logits: Tensor) -> tuple[Tensor, Tensor]:
-        weights, experts = logits.softmax(-1, dtype=torch.float32).topk(top_k, dim=-1)
-        if renormalize:
+    top_k: int
+    renormalize: bool = True
+
+    def __call__(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        weights, experts = logits.softmax(-1, dtype=torch.float32).topk(self.top_k, dim=-1)
+        if self.renormalize:
             weights = weights / weights.sum(-1, keepdim=True)
         return weights, experts
-
-    return route
 
 
 class MoE(nn.Module):
@@ -124,7 +127,7 @@ class MoE(nn.Module):
         hidden_size: width of the residual stream.
         experts: the experts.
         num_experts: how many there are.
-        route: logits to weights and indices, e.g. ``softmax_top_k(2)``.
+        route: logits to weights and indices, e.g. ``SoftmaxTopK(2)``.
         gate_bias: whether the router's linear has a bias.
     """
 

@@ -27,13 +27,13 @@ from tramontane.nn import (
     RopeParameters,
     SelfAttention,
     SlidingDecoderConfig,
+    SoftmaxTopK,
     attention_heads,
     check_experts,
     check_positive,
     read,
     read_layer_types,
     read_rope_parameters,
-    softmax_top_k,
 )
 from tramontane.protocols import Rename, Split, Transpose, WeightRule
 
@@ -115,7 +115,7 @@ def _layer(config: GptOssConfig, layer_idx: int) -> nn.Module:
             experts,
             config.num_local_experts,
             # A softmax over the chosen logits alone is one over all of them, renormalized.
-            softmax_top_k(config.num_experts_per_tok),
+            SoftmaxTopK(config.num_experts_per_tok),
             gate_bias=True,
         ),
         RMSNorm(hidden, eps),

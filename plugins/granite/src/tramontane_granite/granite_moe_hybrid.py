@@ -30,6 +30,7 @@ from tramontane.nn import (
     RMSNorm,
     Rope,
     SelfAttention,
+    SoftmaxTopK,
     attention_heads,
     check_experts,
     check_layer_types,
@@ -38,7 +39,6 @@ from tramontane.nn import (
     expert_weights,
     read,
     read_rope_parameters,
-    softmax_top_k,
 )
 from tramontane.protocols import CacheSpec, ForwardBatch, LayerCache, Rename, Split, WeightRule
 
@@ -194,7 +194,7 @@ class GraniteMoeHybridLayer(nn.Module):
         if config.num_local_experts:
             count, width = config.num_local_experts, config.intermediate_size
             experts = GatedExperts(count, hidden, width, config.hidden_act)
-            route = softmax_top_k(config.num_experts_per_tok)
+            route = SoftmaxTopK(config.num_experts_per_tok)
             self.block_sparse_moe = MoE(hidden, experts, count, route)
         self.shared_mlp = GatedMLP(hidden, config.shared_intermediate_size, config.hidden_act)
         self.input_layernorm = RMSNorm(hidden, eps)

@@ -1,5 +1,5 @@
 """Whole modules in one native call: attention with its projections, the gated MLP, and a layer of
-both.
+both or of attention and experts.
 
 Each function takes a module whose weights are in place and gives what computes its ``forward``,
 or None where something in it is not covered. What is given may itself give None for a call that it
@@ -20,6 +20,7 @@ from tramontane.cache import PagedKV
 from tramontane.nn import (
     AdjacentRope,
     GatedMLP,
+    MoE,
     NarrowLinear,
     PackedLinear,
     PreNormLayer,
@@ -36,6 +37,7 @@ from tramontane_kernels_cpu.attention import (
     attention_record,
     sequences_record,
 )
+from tramontane_kernels_cpu.experts import bind_experts, bind_router
 from tramontane_kernels_cpu.library import check, native, threads, why_not
 from tramontane_kernels_cpu.linear import MANY_ROWS
 from tramontane_kernels_cpu.parts import ACTS, Whole, is_plain, listened
@@ -53,6 +55,8 @@ class _Block(ctypes.Structure):
         *((f"{name}_eps", ctypes.c_double) for name in ("attn", "q", "k", "mlp")),
         ("act", ctypes.c_int64),
         ("residual", ctypes.c_int64),
+        ("experts", ctypes.c_void_p),
+        ("router", ctypes.c_void_p),
     )
 
 
@@ -114,11 +118,13 @@ def gated_mlp(module: nn.Module, dtype: torch.dtype) -> Whole | None:
 
 
 def pre_norm_layer(module: nn.Module, dtype: torch.dtype) -> Whole | None:
-    """`tramontane.nn.PreNormLayer` of these two and RMSNorms."""
+    """`tramontane.nn.PreNormLayer` of attention, gated MLP or mixture of experts, and RMSNorms."""
     bound = _new(dtype)
     if bound is None or not isinstance(module, PreNormLayer):
         return None
-    if not _add_attention(bound, module.self_attn) or not _add_mlp(bound, module.mlp):
+    if not _add_attention(bound, module.self_attn):
+        return None
+    if not _add_mlp(bound, module.mlp) and not _add_experts(bound, module.mlp):
         return None
     if not _add_norm(bound, "attn", module.input_layernorm):
         return None
@@ -159,6 +165,19 @@ def _add_mlp(bound: _Bound, module: nn.Module) -> bool:
     bound.block.act = ACTS[module.act]
     names = ("gate", "up", "down")
     return _add_linears(bound, names, [getattr(module, f"{n}_proj") for n in names], alike=2)
+
+
+def _add_experts(bound: _Bound, module: nn.Module) -> bool:
+    if not is_plain(module, MoE) or not isinstance(module, MoE):
+        return False
+    experts, router = bind_experts(module.experts), bind_router(module, bound.kept)
+    if experts is None or router is None:
+        return False
+    bound.block.experts, bound.block.router = map(ctypes.addressof, (experts.record, router))
+    bound.kept += [experts, router]
+    bound.modules += [module.gate, module.experts, *experts.modules]
+    bound.most_rows = min(bound.most_rows, experts.most_pairs // router.top_k)
+    return True
 
 
 def _add_linears(

@@ -8,6 +8,7 @@ nor bounded, weights they have no form for, or gate and up that round their inpu
 from __future__ import annotations
 
 import ctypes
+import sys
 from functools import partial
 from typing import Any
 
@@ -20,8 +21,12 @@ from tramontane.nn import (
     BoundedGate,
     ExpertLinear,
     GatedExperts,
+    MoE,
     NarrowExpertLinear,
+    NarrowLinear,
     PackedExpertLinear,
+    PackedLinear,
+    SoftmaxTopK,
 )
 from tramontane_kernels_cpu.library import check, native, threads, why_not
 from tramontane_kernels_cpu.linear import MANY_ROWS
@@ -53,6 +58,16 @@ class _RoutingRecord(ctypes.Structure):
     )
 
 
+class RouterRecord(ctypes.Structure):
+    """``Router`` of experts.h."""
+
+    _fields_ = (
+        ("scores", ctypes.c_void_p),
+        ("top_k", ctypes.c_int64),
+        ("renormalize", ctypes.c_int64),
+    )
+
+
 @frozen(eq=False)
 class BoundExperts:
     """Experts as the library takes them.
@@ -69,9 +84,10 @@ class BoundExperts:
     modules: tuple[nn.Module, ...]
     dense: bool
 
-    def covers(self, num_pairs: int) -> bool:
-        """Whether to compute so many pairs of token and expert in the library."""
-        return not (self.dense and num_pairs >= MANY_ROWS * self.record.count)
+    @property
+    def most_pairs(self) -> int:
+        """Pairs of token and expert from which the experts are faster one by one."""
+        return MANY_ROWS * int(self.record.count) if self.dense else sys.maxsize
 
 
 def gated_experts(module: nn.Module, dtype: torch.dtype) -> Whole | None:
@@ -108,6 +124,32 @@ def bind_experts(module: nn.Module) -> BoundExperts | None:
     return BoundExperts(record, kept, tuple(stacks.values()), dense)
 
 
+def bind_router(module: MoE, kept: list[Any]) -> RouterRecord | None:
+    """A mixture's router; None where it is no softmax over a linear of plain floats."""
+    route, gate = module.route, module.gate
+    if type(route) is not SoftmaxTopK or route.top_k > module.num_experts:
+        return None
+    if is_plain(gate, PackedLinear) or is_plain(gate, NarrowLinear):
+        operand: Any = gate.operand
+        if not isinstance(operand, NativeWeight) or operand.dense is None:
+            return None
+        kept.append(operand)
+        record = LinearRecord.from_buffer_copy(LinearRecord.from_address(operand.address))
+    elif type(gate) is nn.Linear and gate.weight.dtype == torch.float32:
+        weight = gate.weight.detach().contiguous()
+        kept.append(weight)
+        record = LinearRecord(0, 0, *weight.shape, weight.data_ptr())
+    else:
+        return None
+    if gate.bias is not None:
+        bias: Any = gate.bias
+        bias = bias.detach().float().contiguous()
+        kept.append(bias)
+        record.bias = bias.data_ptr()
+    kept.append(record)
+    return RouterRecord(ctypes.addressof(record), route.top_k, route.renormalize)
+
+
 def _records(stack: nn.Module, kept: list[Any]) -> tuple[Any, int] | None:
     """A record for each expert's matrix, and the columns that activations are rounded under one
     scale with; None for a stack of another kind."""
@@ -142,7 +184,9 @@ def _records(stack: nn.Module, kept: list[Any]) -> tuple[Any, int] | None:
 
 
 def _forward(bound: BoundExperts, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor | None:
-    if x.dtype != torch.float32 or not bound.covers(chosen.numel()) or listened(bound.modules):
+    if x.dtype != torch.float32 or listened(bound.modules):
+        return None
+    if chosen.numel() >= bound.most_pairs:
         return None
     library = native()
     assert library is not None

@@ -22,6 +22,7 @@ from tramontane.nn import (
     MoE,
     PreNormLayer,
     RMSNorm,
+    SoftmaxTopK,
     attention_heads,
     check_experts,
     check_positive,
@@ -29,7 +30,6 @@ from tramontane.nn import (
     read,
     read_layer_types,
     read_rope_parameters,
-    softmax_top_k,
 )
 from tramontane.protocols import WeightRule
 from tramontane_qwen.qwen2 import MAX_POSITIONS, windows
@@ -89,7 +89,7 @@ def _mlp(config: Qwen3MoeConfig, layer_idx: int) -> nn.Module:
     experts = GatedExperts(
         config.num_experts, hidden, config.moe_intermediate_size, config.hidden_act
     )
-    route = softmax_top_k(config.num_experts_per_tok, renormalize=config.norm_topk_prob)
+    route = SoftmaxTopK(config.num_experts_per_tok, renormalize=config.norm_topk_prob)
     return MoE(hidden, experts, config.num_experts, route)
 
 
