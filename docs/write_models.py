@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tramontane.hooks import ArchitectureSpec, PluginManager, plugin_manager
 from tramontane.hooks.known import known_extras
+from tramontane_gguf.export_names import WRITTEN
 
 PAGE = Path(__file__).with_name("models.md")
 GUIDE = PAGE.with_name("add_architecture.md")
@@ -33,7 +34,8 @@ INTRODUCTION = """\
 A checkpoint is recognized by `architectures` in its `config.json`, or by `general.architecture` in
 its GGUF file; nothing has to be named. `arch=` takes the name in the first column where a
 checkpoint says otherwise. GGUF files of Mistral and Mixtral call themselves `llama`, those of
-DeepSeek V3 `deepseek2`. What is not here yet can be [added](add_architecture.md)."""
+DeepSeek V3 `deepseek2`. `tramontane quantize` [writes](quantization.md#files) GGUF files of all
+that have a name under *Written as*. What is not here yet can be [added](add_architecture.md)."""
 
 
 def page(plugins: PluginManager | None = None) -> str:
@@ -54,8 +56,8 @@ def page(plugins: PluginManager | None = None) -> str:
 
 
 def _table(rows: Iterable[tuple[str, ArchitectureSpec]]) -> str:
-    lines = ["| Architecture | What it is | `config.json` | GGUF | Install |"]
-    lines.append("|---|---|---|---|---|")
+    lines = ["| Architecture | What it is | `config.json` | GGUF | Written as | Install |"]
+    lines.append("|---|---|---|---|---|---|")
     lines += (f"| {' | '.join(_cells(extra, spec))} |" for extra, spec in rows)
     return "\n".join(lines)
 
@@ -63,9 +65,14 @@ def _table(rows: Iterable[tuple[str, ArchitectureSpec]]) -> str:
 def _cells(extra: str, spec: ArchitectureSpec) -> Iterator[str]:
     yield f"`{spec.name}`"
     yield spec.summary
-    yield ", ".join(f"`{name}`" for name in spec.hf_names)
-    yield ", ".join(f"`{name}`" for name in spec.gguf_names) or "—"
+    yield _names(spec.hf_names)
+    yield _names(spec.gguf_names)
+    yield _names(dict.fromkeys(n for hf_name in spec.hf_names for n in WRITTEN.get(hf_name, ())))
     yield f"`tramontane[{extra}]`"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "—"
 
 
 def counted(guide: str) -> str:

@@ -16,6 +16,7 @@ from transformers import GptOssForCausalLM, Mxfp4Config
 from tramontane.errors import MissingPluginError
 from tramontane.hooks import PluginManager
 from tramontane.loading.loader import LoadRequest, load_text
+from tramontane.loading.stored import open_stored
 from tramontane.nn import PackedExpertLinear
 from tramontane_gpt_oss import plugin
 from tramontane_testkit.gguf_files import gguf_of
@@ -117,6 +118,31 @@ def test_gguf_with_the_same_experts_is_the_same_model(
             assert torch.equal(mine.packed.dequantize(), theirs.packed.dequantize())
     prompt = list(range(40))
     torch.testing.assert_close(logits(found, prompt), logits(expected, prompt))
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q4_K_M", "MXFP4_MOE"])
+def test_gguf_is_written_with_the_same_experts(
+    plain: Path, directory: Path, tmp_path: Path, kind: str
+) -> None:
+    checkpoint = pytest.importorskip("tramontane_gguf.checkpoint", reason="needs tramontane-gguf")
+    theirs = gguf_of(plain, tmp_path / "theirs.gguf", "gpt-oss", packed={"_exps.weight": "MXFP4"})
+    ours, again = tmp_path / "ours.gguf", tmp_path / "again.gguf"
+    with open_stored(LoadRequest(model_id=str(directory))) as model:
+        checkpoint.GgufFormat().write(model, ours, kind)
+    with open_stored(LoadRequest(model_id=str(tmp_path), files=["ours.gguf"])) as model:
+        checkpoint.GgufFormat().write(model, again, kind)
+    blocks = [
+        {
+            info.name: read().blocks
+            for info, read in checkpoint.GgufFormat().open([file]).raw_tensors()
+            if info.type.name == "mxfp4"
+        }
+        for file in (theirs, ours, again)
+    ]
+    assert len(blocks[0]) == 6
+    for found in blocks[1:]:
+        assert found.keys() == blocks[0].keys()
+        assert all(torch.equal(found[name], blocks[0][name]) for name in found)
 
 
 def test_native_kernels_answer_alike(directory: Path) -> None:

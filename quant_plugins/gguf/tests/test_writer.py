@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,29 @@ LONGROPE = {
         "short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [1.0, 2.7, 4.4, 6.1],
     },
 }  # fmt: skip
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+YARN = {
+    "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "beta_fast": 2.0, "beta_slow": 1.0,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
+DEEPSEEK = {
+    "num_key_value_heads": 4, "q_lora_rank": 12, "kv_lora_rank": 32, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4, "v_head_dim": 12, "n_routed_experts": 8, "n_shared_experts": 1,
+    "num_experts_per_tok": 3, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+}  # fmt: skip
+GRANITE = {
+    "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.4,
+    "logits_scaling": 1.5, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 16,
+    "num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"],
+}  # fmt: skip
+DENSE = {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 48}
+ROUTED = {"num_local_experts": 6, "num_experts_per_tok": 2, "shared_intermediate_size": 40}
+ATTENDS = {"layer_types": ["attention"] * 3, "position_embedding_type": "rope"}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", "llama", {"attention_bias": True}),
     "llama tied": ("LlamaForCausalLM", "llama", {"tie_word_embeddings": True}),
@@ -61,6 +81,35 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma2": ("Gemma2ForCausalLM", "gemma2", {"head_dim": 12, "query_pre_attn_scalar": 12}),
     "gemma3": ("Gemma3ForCausalLM", "gemma3", {"head_dim": 12, "query_pre_attn_scalar": 12}),
     "glm4": ("Glm4ForCausalLM", "glm4", {"head_dim": 16}),
+    "phimoe": ("PhimoeForCausalLM", "phimoe", {"num_local_experts": 6, "lm_head_bias": True}),
+    "deepseek2, first generation": (
+        "DeepseekV2ForCausalLM", "deepseek2", {
+            **DEEPSEEK, "q_lora_rank": None, "n_group": None, "topk_group": None,
+            "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}},
+    ),
+    "deepseek2, second generation": (
+        "DeepseekV3ForCausalLM", "deepseek2", {**DEEPSEEK, "n_group": 4, "topk_group": 2},
+    ),
+    "granitehybrid": (
+        "GraniteMoeHybridForCausalLM", "granitehybrid",
+        {**GRANITE, **ROUTED, "intermediate_size": 24, "tie_word_embeddings": True},
+    ),
+    "granitehybrid, dense": (
+        "GraniteMoeHybridForCausalLM", "granitehybrid",
+        {**GRANITE, **DENSE, "position_embedding_type": "rope"},
+    ),
+    "granite": (
+        "GraniteMoeHybridForCausalLM", "granite", {**GRANITE, **DENSE, **ATTENDS},
+    ),
+    "granitemoe": (
+        "GraniteMoeHybridForCausalLM", "granitemoe",
+        {**GRANITE, **ROUTED, **ATTENDS, "intermediate_size": 24},
+    ),
+    "gpt-oss": (
+        "GptOssForCausalLM", "gpt-oss", {
+            "head_dim": 8, "num_local_experts": 6, "num_experts_per_tok": 2,
+            "sliding_window": 8, "rope_parameters": {**YARN, "truncate": False}},
+    ),
 }  # fmt: skip
 
 
@@ -101,7 +150,10 @@ def test_a_converted_model_is_what_the_converter_makes(case: str, tmp_path: Path
     expected, found = values(theirs), values(ours)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
+        if name.endswith("ssm_a"):  # numpy's exponential is not torch's to the last bit
+            torch.testing.assert_close(found[name], tensor)
+        else:
+            assert torch.equal(found[name], tensor), name
 
 
 def test_frequencies_of_llama_3_come_back(tmp_path: Path) -> None:
@@ -166,9 +218,9 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
     config.write_text(text.replace("LlamaForCausalLM", "FalconForCausalLM"), "utf-8")
     with pytest.raises(UnsupportedError, match="FalconForCausalLM cannot be written as GGUF"):
         write(directory, tmp_path / "m.gguf", "F16")
-    unigram = Tokenizer(Backend(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)))
-    with pytest.raises(ConfigError, match="Unigram tokenizer cannot be written"):
-        tokenizer_keys(unigram, tmp_path, 2, "llama")
+    words = Tokenizer(Backend(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]")))
+    with pytest.raises(ConfigError, match="WordPiece tokenizer cannot be written"):
+        tokenizer_keys(words, tmp_path, 2, "llama")
     with pytest.raises(ConfigError, match="has id 260, the model 100"):
         tokenizer_keys(Tokenizer(byte_tokenizer()), tmp_path, 100, "llama")
     assert not list(tmp_path.glob("*.gguf*"))
@@ -187,45 +239,6 @@ def test_short_names_mean_the_usual_mixture() -> None:
 
 
 # Beside llama.cpp ----------------------------------------------------------------------------
-
-
-def quantize_by_llama_cpp(source: Path, target: Path, number: int) -> None:
-    package = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
-    parameters = package.llama_model_quantize_default_params()
-    parameters.ftype, parameters.nthread = number, 2
-    code = package.llama_model_quantize(
-        os.fsencode(source), os.fsencode(target), ctypes.byref(parameters)
-    )
-    assert code == 0
-
-
-@pytest.mark.peer
-@pytest.mark.slow
-@pytest.mark.parametrize("case", ["grouped", "multi-head, tied", "odd width", "experts", "fused"])
-def test_tensors_have_the_types_that_llama_cpp_gives_them(case: str, tmp_path: Path) -> None:
-    wide = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 17}
-    model_class, changes = {
-        "grouped": ("LlamaForCausalLM", {"num_attention_heads": 8, "num_key_value_heads": 2}),
-        "multi-head, tied": (
-            "LlamaForCausalLM", {"num_key_value_heads": 4, "tie_word_embeddings": True},
-        ),
-        "odd width": ("LlamaForCausalLM", {"hidden_size": 96, "intermediate_size": 160}),
-        "experts": (
-            "MixtralForCausalLM",
-            {"num_local_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 9},
-        ),
-        "fused": ("Phi3ForCausalLM", {}),
-    }[case]  # fmt: skip
-    directory = save_hf(hf_model(model_class, **{**wide, **changes}), tmp_path / "hf")
-    full = write(directory, tmp_path / "f32.gguf", "F32")
-    for kind in FILE_TYPES.values():
-        if kind.name in ("F32", "F16", "BF16"):
-            continue
-        quantize_by_llama_cpp(full, tmp_path / "theirs.gguf", kind.number)
-        theirs = read(tmp_path / "theirs.gguf").tensors
-        ours = read(write(directory, tmp_path / "ours.gguf", kind.name)).tensors
-        expected = {name: info.type.name for name, info in theirs.items()}
-        assert {name: info.type.name for name, info in ours.items()} == expected, kind.name
 
 
 @pytest.mark.peer

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tramontane.errors import CheckpointError, ConfigError, MissingPluginError, ValidationError
 from tramontane.hooks import plugin_manager
-from tramontane_isq.command import Bar, calibrate, quantize
+from tramontane_isq.command import calibrate, progress, quantize
 from tramontane_isq.imatrix import gguf_names, read_imatrix, write_cimatrix
 from tramontane_testkit.models import tiny_llama
 
@@ -92,11 +92,13 @@ def test_statistics_are_written_in_both_forms(wide: Path, tmp_path: Path) -> Non
 def test_the_bar_is_for_people(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Bar()(1, 2, "x")
-    assert capsys.readouterr().err == ""
+    with progress() as silent:
+        assert silent is None
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    bar = Bar()
-    bar(1, 2, "blk.0")
-    bar(1, 2, "blk.0")
-    bar.end()
-    assert capsys.readouterr().err.count("50 %") == 1
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with progress() as bar:
+        assert bar is not None
+        bar(2048, 4096, "blk.0.[attn_q]")
+    assert "2.0/4.1 kB" in (shown := capsys.readouterr().err)
+    assert "blk.0.[attn_q]" in shown

@@ -25,6 +25,9 @@ from tramontane.nn.pooling import POOLING_MODES, Dense, Normalize, Pooling
 from tramontane.protocols import Checkpoint
 from tramontane.text.json_files import read_json, read_json_list
 
+MODULES = "modules.json"
+"""The file that lists what follows the model."""
+
 FILES = ("*/model.safetensors", "*/pytorch_model.bin")
 """Weights in the folders of modules, as patterns for the hub."""
 
@@ -98,7 +101,7 @@ def read_modules(
         ConfigError: a module, or a setting of one, that is not covered.
         CheckpointError: weights that do not fit.
     """
-    path = directory / "modules.json"
+    path = directory / MODULES
     entries = read_json_list(path)
     if entries is None:
         raise SourceError(

@@ -9,8 +9,9 @@ from typing import Any
 
 from attrs import frozen
 
-from tramontane.loading.opening import find_template, find_tokenizer, opened
+from tramontane.loading.opening import find_template, find_tokenizer, find_weights, opened
 from tramontane.loading.request import LoadRequest
+from tramontane.loading.sentence_modules import FILES, MODULES
 from tramontane.protocols import Checkpoint
 from tramontane.text.tokenizer import Tokenizer
 
@@ -44,6 +45,8 @@ def open_stored(request: LoadRequest) -> Iterator[StoredModel]:
         ModelLoadError: as for `tramontane.loading.loader.load_text`.
     """
     with opened(request) as model:
+        if (model.directory / MODULES).is_file():  # an embedding model, of which these are a part
+            find_weights(request, beside=FILES)
         tokenizer = find_tokenizer(
             request, model.side, model.tokenizer, int(model.config["vocab_size"])
         )

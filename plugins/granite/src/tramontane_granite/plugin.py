@@ -14,7 +14,7 @@ def tramontane_architectures() -> Iterable[ArchitectureSpec]:
             name="GraniteMoeHybrid",
             target="tramontane_granite.granite_moe_hybrid:GraniteMoeHybrid",
             hf_names=("GraniteMoeHybridForCausalLM",),
-            gguf_names=("granitehybrid", "granite"),
+            gguf_names=("granitehybrid", "granite", "granitemoe"),
             summary="Granite 4: Mamba-2 and attention layers, dense or with experts",
         ),
     )

@@ -13,11 +13,12 @@ from torch import Tensor
 from tramontane.errors import CheckpointError
 from tramontane.protocols import Checkpoint, EmbeddedTokenizer, PackedWeight
 from tramontane_gguf.blocks import GgmlWeight, plain
+from tramontane_gguf.configuration import configuration
 from tramontane_gguf.container import Container, TensorInfo, read
 from tramontane_gguf.families import Family, family_of
-from tramontane_gguf.latent import DEEPSEEK, latent_settings, with_joined_heads
-from tramontane_gguf.mamba import GRANITE, as_in_hugging_face, granite_settings
-from tramontane_gguf.metadata import Metadata, config_of
+from tramontane_gguf.latent import with_joined_heads
+from tramontane_gguf.mamba import as_in_hugging_face
+from tramontane_gguf.metadata import Metadata
 from tramontane_gguf.tensor_names import CONSUMED, TensorNames, half_rotation_order, parse
 from tramontane_gguf.tokenizer import embedded_tokenizer
 
@@ -164,21 +165,13 @@ class GgufCheckpoint:
         """Every key of the first file."""
         return self._meta.values
 
-    def raw_tensors(self) -> list[tuple[str, tuple[int, ...], Callable[[], Tensor]]]:
-        """Name, shape and reader of each tensor as the file has it, nothing renamed, moved or
-        rearranged; a reader de-quantizes."""
+    def raw_tensors(self) -> list[tuple[TensorInfo, Callable[[], GgmlWeight]]]:
+        """Each tensor as the file has it, nothing renamed, moved or rearranged."""
 
-        def reader(container: Container, info: TensorInfo) -> Callable[[], Tensor]:
-            def read() -> Tensor:
-                data = container.bytes_of(info)
-                return GgmlWeight(data, info.type, info.shape).dequantize()
+        def reader(container: Container, info: TensorInfo) -> Callable[[], GgmlWeight]:
+            return lambda: GgmlWeight(container.bytes_of(info), info.type, info.shape, mapped=True)
 
-            return read
-
-        return [
-            (name, info.shape, reader(container, info))
-            for name, (container, info) in self._infos.items()
-        ]
+        return [(info, reader(container, info)) for container, info in self._infos.values()]
 
     def config(self) -> dict[str, Any]:
         embedding = self._infos.get("token_embd.weight")
@@ -187,21 +180,13 @@ class GgufCheckpoint:
                 f"{self._path} holds no token_embd.weight: it is a vocabulary or an adapter, "
                 f"not a model"
             )
-        names, family = list(self._infos), self.family
-        config = config_of(
+        return configuration(
             self._meta,
-            family,
-            names=names,
+            self.family,
+            names=list(self._infos),
             vocab_size=embedding[1].shape[0],
             factors=self._factors,
         )
-        if family.architecture == GRANITE:
-            config |= granite_settings(
-                self._meta, f"{family.name}.", names, num_layers=config["num_hidden_layers"]
-            )
-        elif family.architecture == DEEPSEEK:
-            config |= latent_settings(self._meta, f"{family.name}.", names)
-        return config
 
     def tokenizer(self) -> EmbeddedTokenizer | None:
         return embedded_tokenizer(self._meta)

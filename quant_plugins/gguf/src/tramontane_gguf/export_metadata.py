@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tramontane.errors import ConfigError
 from tramontane_gguf.families import Family
+from tramontane_gguf.latent import DEEPSEEK, latent_keys
+from tramontane_gguf.mamba import GRANITE, granite_keys
 
 _SAME = {
     "context_length": "max_position_embeddings",
@@ -55,7 +57,12 @@ def settings(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     experts = config.get("num_experts") or config.get("num_local_experts")
     if experts:
         found["expert_count"] = int(experts)
-    return found | _scaling(config)
+    found |= _scaling(config)
+    if family.architecture == GRANITE:
+        found |= granite_keys(config)
+    elif family.architecture == DEEPSEEK:
+        found |= latent_keys(config)
+    return found
 
 
 def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
                     found[f"{p}yarn_{name}"] = float(scaling[name])
             return found
         case "longrope" | "su":
-            factor = scaling.get("attention_factor")
+            factor = scaling.get("attention_factor", scaling.get("long_mscale"))
             if factor is None:
                 ratio = context / original
                 factor = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
-from tramontane.errors import ConfigError
+from tramontane.errors import ConfigError, ModelLoadError
+from tramontane.text.generation_config import eos_ids, read_generation_config
+from tramontane.text.json_files import token_text
 from tramontane.text.tokenizer import Tokenizer
-from tramontane.text.vocabulary import (
-    PRE_TOKENIZERS,
-    PieceType,
-    PreTokenizer,
-    read_sentencepiece,
-)
+from tramontane.text.tokenizer_files import special_tokens_config
+from tramontane.text.vocabulary import PieceType, read_sentencepiece
+from tramontane_gguf.export_words import SAMPLES, words_name
+from tramontane_gguf.metadata import Metadata
+from tramontane_gguf.tokenizer import embedded_tokenizer
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_SAMPLES = (
-    "Hello, World! It's 3.14159 o'clock; we'LL see   12345678 things\n\n\tfoo_bar(x) := {1,2}\r\n",
-    "naïve Ünïcode ΑΒΓ кириллица 漢字かな한국어 emoji 🙂🚀 Ⅷ ½ ²³ a̐éö̲ ﬁ  \n \n  end 's'S 'RE",
-    "camelCase HTTPServer I'm XMLHttp request//path\\n $100,000.00 +-*/=<> «»…—“quotes”   ",
-)
-"""Texts that the known ways of cutting text into words cut differently."""
+_NUM_PIECES = 2000
+"""Of a vocabulary that are looked at to see whether it is read back equal."""
 
-_USUAL = {"glm4": "glm4", "phi2": "phi-2", "starcoder2": "starcoder"}
-"""Family → the name its files use for its way, of several names for the same."""
+_ABSENT_SCORE = -1e4
+"""Of a piece that the SentencePiece file does not have."""
 
 
 def tokenizer_keys(
@@ -43,36 +42,120 @@ def tokenizer_keys(
         family: value of ``general.architecture``.
 
     Raises:
-        ConfigError: a tokenizer that GGUF has no form for.
+        ConfigError: a tokenizer that GGUF has no form for, or whose form would be read as another.
     """
     data = json.loads(tokenizer.backend.to_str())
-    model = data["model"]
-    if model.get("type") != "BPE":
+    kind = data["model"].get("type")
+    forms = _FORMS.get("byte-level" if kind == "BPE" and _is_byte_level(data) else kind)
+    if forms is None:
         raise ConfigError(
-            f"a {model.get('type')} tokenizer cannot be written to GGUF; BPE tokenizers can"
+            f"a {kind} tokenizer cannot be written to GGUF; BPE and Unigram tokenizers can"
         )
-    byte_level = '"ByteLevel"' in json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
     tokens, types = _tokens(tokenizer.backend, data, vocab_size)
-    keys: dict[str, Any] = {"tokens": tokens}
-    if byte_level:
-        keys |= {"model": "gpt2", "pre": _pre(tokenizer.backend, model, family)}
-        keys["merges"] = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    else:
-        _spell(types, tokens, model)
-        keys |= {"model": "llama", "pre": "default"}
-        keys["scores"] = _scores(tokens, model, directory)
-        keys["add_space_prefix"] = _prefixes(tokenizer.backend)
-    keys["token_type"] = [int(kind) for kind in types]
-    named = {
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "unknown": tokenizer.unk_token_id,
+    shared = {"tokens": tokens, **_special(tokenizer, directory)}
+    failure = ""
+    for form in forms:
+        keys = {
+            **shared,
+            **form(_Source(tokenizer.backend, data, directory, family), tokens, types),
+        }
+        keys["token_type"] = [int(kind) for kind in types]
+        failure = _misreading(keys, tokenizer, family)
+        if not failure:
+            return keys
+    raise ConfigError(f"GGUF has no form for the tokenizer: {failure}")
+
+
+class _Source:
+    """What a form is made from: the tokenizer, its description, and where its files are."""
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        data: Mapping[str, Any],
+        directory: Path,
+        family: str,
+    ) -> None:
+        self.backend, self.data, self.directory, self.family = backend, data, directory, family
+        self.model: Mapping[str, Any] = data["model"]
+
+    @property
+    def merges(self) -> list[str]:
+        return [m if isinstance(m, str) else " ".join(m) for m in self.model["merges"]]
+
+    def changed(self, text: str) -> str:
+        """A text as the model's pieces spell it."""
+        if self.backend.normalizer is not None:
+            text = self.backend.normalizer.normalize_str(text)
+        if self.backend.pre_tokenizer is not None:
+            text = "".join(p for p, _ in self.backend.pre_tokenizer.pre_tokenize_str(text))
+        return text
+
+    @property
+    def spacing(self) -> dict[str, bool]:
+        """What happens to spaces that a text has, and to the one it has not."""
+        found = {"add_space_prefix": self.changed("a").startswith("▁")}
+        if "▁▁" not in self.changed("a  a"):
+            found["remove_extra_whitespaces"] = True
+        return found
+
+
+# The forms -------------------------------------------------------------------------------------
+
+
+def _byte_level(source: _Source, tokens: list[str], types: list[PieceType]) -> dict[str, Any]:
+    pre = words_name(source.backend, source.model, source.family)
+    return {"model": "gpt2", "pre": pre, "merges": source.merges}
+
+
+def _by_score(source: _Source, tokens: list[str], types: list[PieceType]) -> dict[str, Any]:
+    """SentencePiece's BPE, which joins the pair that makes the piece with the highest score."""
+    _spell(types, tokens, source.model.get("unk_token") or "<unk>")
+    scores = _scores(tokens, source.merges, source.directory)
+    return {"model": "llama", "pre": "default", "scores": scores, **source.spacing}
+
+
+def _by_merges(source: _Source, tokens: list[str], types: list[PieceType]) -> dict[str, Any]:
+    """The same pieces joined in the order of a list, which no scores amount to."""
+    return {"model": "gemma4", "pre": "gemma4", "merges": source.merges, **source.spacing}
+
+
+def _most_probable(source: _Source, tokens: list[str], types: list[PieceType]) -> dict[str, Any]:
+    """SentencePiece's Unigram, which no reader of GGUF spells in bytes."""
+    if source.model.get("byte_fallback") and any(_BYTE.fullmatch(text) for text in tokens):
+        raise ConfigError(
+            "a Unigram tokenizer with byte fallback cannot be written to GGUF, whose readers take "
+            "the unknown token for what has no piece"
+        )
+    vocabulary, unknown = source.model["vocab"], source.model.get("unk_id")
+    _spell(types, tokens, "" if unknown is None else vocabulary[unknown][0])
+    known = {text: float(score) for text, score in vocabulary}
+    keys: dict[str, Any] = {
+        "model": "t5",
+        "pre": "default",
+        "scores": [known.get(text, _ABSENT_SCORE) for text in tokens],
+        **source.spacing,
     }
-    keys |= {f"{name}_token_id": index for name, index in named.items() if index is not None}
-    ids = tokenizer.encode("a")
-    keys["add_bos_token"] = named["bos"] is not None and ids[:1] == [named["bos"]]
-    keys["add_eos_token"] = named["eos"] is not None and ids[-1:] == [named["eos"]]
+    found = re.search(r'"precompiled_charsmap": "([^"]+)"', json.dumps(source.data["normalizer"]))
+    if found:
+        keys["precompiled_charsmap"] = np.frombuffer(base64.b64decode(found[1]), np.uint8)
     return keys
+
+
+_Form = Callable[[_Source, list[str], list[PieceType]], dict[str, Any]]
+_FORMS: Mapping[str, tuple[_Form, ...]] = {
+    "byte-level": (_byte_level,),
+    "BPE": (_by_score, _by_merges),
+    "Unigram": (_most_probable,),
+}
+"""Kind of tokenizer → the forms it may take; the first that is read back equal is written."""
+
+
+def _is_byte_level(data: Mapping[str, Any]) -> bool:
+    return '"ByteLevel"' in json.dumps([data.get("pre_tokenizer"), data.get("decoder")])
+
+
+# Their parts -----------------------------------------------------------------------------------
 
 
 def _tokens(
@@ -92,9 +175,8 @@ def _tokens(
     )
 
 
-def _spell(types: list[PieceType], tokens: list[str], model: Mapping[str, Any]) -> None:
+def _spell(types: list[PieceType], tokens: list[str], unknown: str) -> None:
     """Mark byte pieces and the unknown piece of a SentencePiece vocabulary."""
-    unknown = model.get("unk_token") or "<unk>"
     for index, text in enumerate(tokens):
         if _BYTE.fullmatch(text):
             types[index] = PieceType.BYTE
@@ -102,75 +184,77 @@ def _spell(types: list[PieceType], tokens: list[str], model: Mapping[str, Any]) 
             types[index] = PieceType.UNKNOWN
 
 
-def _scores(tokens: list[str], model: Mapping[str, Any], directory: Path) -> list[float]:
+def _scores(tokens: list[str], merges: list[str], directory: Path) -> list[float]:
     """Scores of the model's own SentencePiece file, or such that pieces are joined in the order of
     the merges."""
     file = directory / "tokenizer.model"
     if file.is_file():
         pieces = read_sentencepiece(file)
         known = dict(zip(pieces.pieces, pieces.scores, strict=True))
-        return [float(known.get(text, -1e4)) for text in tokens]
+        return [float(known.get(text, _ABSENT_SCORE)) for text in tokens]
     rank: dict[str, int] = {}
-    for index, merge in enumerate(model["merges"]):
-        rank.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), index)
+    for index, merge in enumerate(merges):
+        left, _, right = merge.partition(" ")
+        rank.setdefault(left + right, index)
     last = float(len(rank) + 1)
     return [-float(rank[text]) if text in rank else -last for text in tokens]
 
 
-def _prefixes(backend: tokenizers.Tokenizer) -> bool:
-    """Whether a text begins with a space it does not have."""
-    text = "a"
-    if backend.normalizer is not None:
-        text = backend.normalizer.normalize_str(text)
-    if backend.pre_tokenizer is not None:
-        pieces = backend.pre_tokenizer.pre_tokenize_str(text)
-        text = pieces[0][0] if pieces else text
-    return text.startswith("▁")
+def _special(tokenizer: Tokenizer, directory: Path) -> dict[str, Any]:
+    """Ids of tokens with a meaning of their own, and which of them stand around a text."""
+    before, after = _around(tokenizer)
+    eos = tokenizer.eos_token_id if after is None else after
+    # Of several tokens that end a turn, files have room for these.
+    ends = eos_ids(read_generation_config(directory)) | {tokenizer.eos_token_id}
+    others = sorted(index for index in ends if index not in (None, eos))
+    padding = token_text(special_tokens_config(directory).get("pad_token"))
+    named = {
+        "bos": tokenizer.bos_token_id if before is None else before,
+        "eos": eos,
+        "unknown": tokenizer.unk_token_id,
+        "padding": None if padding is None else tokenizer.token_to_id(padding),
+        **dict(zip(("eot", "eom"), others, strict=False)),
+    }
+    keys: dict[str, Any] = {
+        f"{name}_token_id": index for name, index in named.items() if index is not None
+    }
+    return keys | {"add_bos_token": before is not None, "add_eos_token": after is not None}
 
 
-def _pre(backend: tokenizers.Tokenizer, model: Mapping[str, Any], family: str) -> str:
-    """The known way of cutting text into words that does what this tokenizer does."""
-    whole = bool(model.get("ignore_merges"))
-    wanted = [_cut(backend.normalizer, backend.pre_tokenizer, text) for text in _SAMPLES]
-
-    def fits(kind: PreTokenizer) -> bool:
-        if kind.ignore_merges != whole:
-            return False
-        pre, normalizer = kind.build(), kind.normalizer()
-        return all(
-            _cut(normalizer, pre, text) == cut for text, cut in zip(_SAMPLES, wanted, strict=True)
-        )
-
-    usual = _USUAL.get(family)
-    if usual is not None and fits(PRE_TOKENIZERS[usual]):
-        return usual
-    tried: dict[int, bool] = {}
-    for name, kind in PRE_TOKENIZERS.items():
-        if id(kind) not in tried:
-            tried[id(kind)] = fits(kind)
-        if tried[id(kind)]:
-            return name
-    # One that does not cut at all, with merges that never reach across GPT-2's cuts.
-    if _encodes_alike(backend, PRE_TOKENIZERS["gpt-2"]):
-        return "gpt-2"
-    raise ConfigError(
-        "the tokenizer cuts text into words in a way that GGUF has no name for; a file without "
-        "it would be read wrongly"
-    )
+def _around(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
+    """The token before a text and the one after it, where there is exactly one: files can say no
+    more, and what stands around a chat is its template's business."""
+    text = tokenizer.encode("a", add_special_tokens=False)
+    ids = tokenizer.encode("a")
+    at = next((i for i in range(len(ids)) if ids[i : i + len(text)] == text), 0)
+    before, after = ids[:at], ids[at + len(text) :]
+    return (before[0] if len(before) == 1 else None), (after[0] if len(after) == 1 else None)
 
 
-def _encodes_alike(backend: tokenizers.Tokenizer, kind: PreTokenizer) -> bool:
-    """Whether the samples become the same tokens when words are cut in this way."""
-    other = tokenizers.Tokenizer.from_str(backend.to_str())
-    other.pre_tokenizer = kind.build()
-    return all(
-        other.encode(text, add_special_tokens=False).ids
-        == backend.encode(text, add_special_tokens=False).ids
-        for text in _SAMPLES
-    )
+def _pieces(tokenizer: Tokenizer) -> str:
+    """A text of the vocabulary's own pieces, from its beginning to its end."""
+    step = max(tokenizer.vocab_size // _NUM_PIECES, 1)
+    ids = (i for i in range(0, tokenizer.vocab_size, step) if i not in tokenizer.special_ids)
+    texts = (tokenizer.decode([index]) for index in ids)
+    return " ".join(text for text in texts if "\ufffd" not in text)
 
 
-def _cut(normalizer: Any, pre: Any, text: str) -> list[str]:
-    if normalizer is not None:
-        text = normalizer.normalize_str(text)
-    return [piece for piece, _ in pre.pre_tokenize_str(text)] if pre is not None else [text]
+def _misreading(keys: Mapping[str, Any], tokenizer: Tokenizer, family: str) -> str:
+    """How a reader of these keys would differ from the tokenizer; empty where it would not."""
+    values: dict[str, Any] = {"general.architecture": family}
+    for key, value in keys.items():
+        numbers = isinstance(value, list) and value and not isinstance(value[0], str)
+        values[f"tokenizer.ggml.{key}"] = np.array(value) if numbers else value
+    try:
+        embedded = embedded_tokenizer(Metadata(Path("the file"), values))
+    except ModelLoadError as cause:
+        return str(cause)
+    assert embedded is not None
+    unknown = tokenizer.unk_token_id
+    for text in (*SAMPLES, _pieces(tokenizer)):
+        wanted = tokenizer.encode(text, add_special_tokens=False)
+        found = embedded.tokenizer.encode(text, add_special_tokens=False).ids
+        # Whether what has no token at all leaves a mark is up to the reader.
+        if [i for i in found if i != unknown] != [i for i in wanted if i != unknown]:
+            return f"{text[:20]!r}… would become other tokens"
+    return ""

@@ -213,8 +213,9 @@ _ROWS = (
     Family(name="granitehybrid", architecture="GraniteMoeHybridForCausalLM",
            model_type="granitemoehybrid", interleaved=True, roles=_MAMBA | _SHARED_MLP,
            moe_roles=_SHARED_MLP_BESIDE_EXPERTS, fields=_GRANITE_SCALES | _LOCAL_EXPERTS),
-    Family(name="granitemoe", architecture="GraniteMoeForCausalLM", model_type="granitemoe",
-           interleaved=True, fields=_GRANITE_SCALES | _LOCAL_EXPERTS,
+    # Attention in all layers, and a shared MLP beside the experts.
+    Family(name="granitemoe", architecture="GraniteMoeHybridForCausalLM",
+           model_type="granitemoehybrid", interleaved=True, fields=_GRANITE_SCALES | _LOCAL_EXPERTS,
            roles=_SHARED_MLP_BESIDE_EXPERTS),
     Family(name="qwen2", architecture="Qwen2ForCausalLM", model_type="qwen2"),
     Family(name="qwen2moe", architecture="Qwen2MoeForCausalLM", model_type="qwen2_moe",

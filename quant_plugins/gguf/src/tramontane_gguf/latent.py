@@ -7,13 +7,13 @@ head, as llama.cpp multiplies with them; and lengths of keys and values are thos
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from tramontane.errors import CheckpointError
+from tramontane.errors import CheckpointError, ConfigError
 from tramontane.protocols import Checkpoint, CheckpointView, PackedWeight
 from tramontane_gguf.metadata import Metadata
 
@@ -157,3 +157,57 @@ def _join(keys: Tensor, values: Tensor) -> Tensor:
 
 def _plain(half: Tensor | PackedWeight, dtype: torch.dtype) -> Tensor:
     return half.to(dtype) if isinstance(half, Tensor) else half.dequantize(dtype)
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+
+def latent_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a DeepSeek, without the architecture's prefix; the reverse of
+    `latent_settings`. Attention over the latents has one key-value head, as wide as what is cached.
+
+    Raises:
+        ConfigError: every layer but the first ones must have experts.
+    """
+    rank, rope_dim = int(config["kv_lora_rank"]), int(config["qk_rope_head_dim"])
+    if config.get("n_routed_experts") and int(config.get("moe_layer_freq") or 1) != 1:
+        raise ConfigError(
+            f"a GGUF file cannot say that moe_layer_freq is {config['moe_layer_freq']}; only 1"
+        )
+    second = (config.get("scoring_func") or _scoring(config)) == "sigmoid"
+    found: dict[str, Any] = {
+        "attention.head_count_kv": 1,
+        "attention.key_length": rank + rope_dim,
+        "attention.value_length": rank,
+        "attention.key_length_mla": int(config["qk_nope_head_dim"]) + rope_dim,
+        "attention.value_length_mla": int(config["v_head_dim"]),
+        "expert_gating_func": _SIGMOID if second else _SOFTMAX,
+        "expert_shared_count": int(config.get("n_shared_experts") or 0),
+        "leading_dense_block_count": int(config.get("first_k_dense_replace") or 0),
+        "expert_weights_norm": bool(config.get("norm_topk_prob")),
+        "expert_weights_scale": float(config.get("routed_scaling_factor") or 1.0),
+        "rope.dimension_count": rope_dim,
+    }
+    if not config.get("n_routed_experts"):
+        found["leading_dense_block_count"] = int(config["num_hidden_layers"])
+        found["expert_feed_forward_length"] = int(config["intermediate_size"])
+    if config.get("q_lora_rank") is not None:
+        found["attention.q_lora_rank"] = int(config["q_lora_rank"])
+    if config.get("n_group") is not None and config.get("topk_method") != "greedy":
+        found["expert_group_count"] = int(config["n_group"])
+        found["expert_group_used_count"] = int(config["topk_group"])
+    scale = (config.get("rope_scaling") or {}).get("mscale_all_dim")
+    if scale:
+        found["rope.scaling.yarn_log_multiplier"] = 0.1 * float(scale)
+    return found
+
+
+def _scoring(config: Mapping[str, Any]) -> str:
+    return "sigmoid" if config.get("model_type") == "deepseek_v3" else "softmax"
+
+
+def head_halves(weight: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Both halves of a ``kv_b_proj``: [num_heads, rank, nope_dim] and [num_heads, v, rank]."""
+    nope = int(config["qk_nope_head_dim"])
+    by_head = weight.reshape(int(config["num_attention_heads"]), -1, weight.shape[-1])
+    return by_head[:, :nope].transpose(1, 2), by_head[:, nope:]

@@ -6,7 +6,7 @@ with, and the decay rates their exponential taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -77,3 +77,64 @@ def as_in_hugging_face(role: str, suffix: str, tensor: Tensor, name: str) -> Ten
     if role == "ssm_conv1d" and suffix == "weight":
         return tensor.unsqueeze(1)
     return tensor
+
+
+# Writing -----------------------------------------------------------------------------------------
+
+_UNROTATED_CONTEXT = 2**20
+"""What converters state for a model without positions."""
+
+
+def granite_family(config: Mapping[str, Any]) -> str:
+    """``general.architecture`` of a GraniteMoeHybrid."""
+    if not all(_attends(config)):
+        return "granitehybrid"
+    return "granitemoe" if config.get("num_local_experts") else "granite"
+
+
+def granite_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a GraniteMoeHybrid, without the architecture's prefix; the reverse of
+    `granite_settings`."""
+    attends = _attends(config)
+    has_rope = config.get("position_embedding_type") == "rope"
+    shared, experts = int(config["shared_intermediate_size"]), config.get("num_local_experts")
+    found: dict[str, Any] = {"expert_shared_feed_forward_length": shared}
+    if not experts:
+        found |= {"feed_forward_length": shared, "expert_count": 0, "expert_used_count": 0}
+    if not has_rope or not all(attends):
+        found["rope.scaling.finetuned"] = has_rope
+    if not has_rope:
+        found["context_length"] = _UNROTATED_CONTEXT
+    if all(attends):
+        return found
+    heads = int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    return found | {
+        "attention.head_count_kv": [heads if there else 0 for there in attends],
+        "ssm.conv_kernel": int(config["mamba_d_conv"]),
+        "ssm.state_size": int(config["mamba_d_state"]),
+        "ssm.group_count": int(config.get("mamba_n_groups") or 1),
+        "ssm.inner_size": int(config["mamba_expand"]) * int(config["hidden_size"]),
+        "ssm.time_step_rank": int(config["mamba_n_heads"]),
+    }
+
+
+def _attends(config: Mapping[str, Any]) -> list[bool]:
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    if kinds is None:
+        return [False] * int(config["num_hidden_layers"])
+    return [kind in ("attention", "full_attention") for kind in kinds]
+
+
+def as_in_gguf(name: str, tensor: Tensor, groups: int) -> Tensor:
+    """The reverse of `as_in_hugging_face`.
+
+    Args:
+        name: of the parameter, within Hugging Face's mixer.
+        tensor: its value.
+        groups: ``mamba_n_groups``.
+    """
+    if name == "A_log":
+        return tensor.float().exp().neg()[:, None]
+    if name == "D":
+        return tensor[:, None]
+    return tensor.reshape(groups, -1) if name == "norm.weight" else tensor[:, 0]

@@ -33,14 +33,17 @@ class ModelShape:
     """What the choices depend on.
 
     Attributes:
+        family: value of ``general.architecture``.
         num_layers: of the model.
-        num_heads, num_kv_heads: of attention.
+        num_heads, num_kv_heads: of attention in the first layer; 0 key-value heads where it has
+            none.
         num_experts: 0 for a dense model.
         has_output: whether there is a head of its own.
         attention_layers: layers with a tensor ``attn_v``, ``attn_qkv`` or ``attn_kv_b``, in order.
         weighted: whether there is an importance matrix.
     """
 
+    family: str
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -52,7 +55,14 @@ class ModelShape:
     @property
     def group_size(self) -> int:
         """Query heads that share a key-value head."""
-        return self.num_heads // max(self.num_kv_heads, 1)
+        return self.num_heads // self.num_kv_heads if self.num_kv_heads else 0
+
+    @property
+    def is_70b(self) -> bool:
+        """Whether it has the depth of the models that llama.cpp calls 70B."""
+        if self.num_layers != 80:
+            return False
+        return self.family == "qwen2" or (self.family == "llama" and self.group_size != 1)
 
 
 @frozen
@@ -80,7 +90,8 @@ FILE_TYPES: dict[str, FileType] = {
         FileType("Q3_K_L", 13, "q3_k"), FileType("Q4_K_S", 14, "q4_k"),
         FileType("Q4_K_M", 15, "q4_k"), FileType("Q5_K_S", 16, "q5_k"),
         FileType("Q5_K_M", 17, "q5_k"), FileType("Q6_K", 18, "q6_k"),
-        FileType("IQ4_NL", 25, "iq4_nl"), FileType("IQ4_XS", 30, "iq4_xs"),
+        FileType("Q2_K_S", 21, "q2_k"), FileType("IQ4_NL", 25, "iq4_nl"),
+        FileType("IQ4_XS", 30, "iq4_xs"), FileType("MXFP4_MOE", 38, "mxfp4"),
     )
 }  # fmt: skip
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
@@ -116,7 +127,7 @@ def tensor_type(
     base = BY_NAME[kind.base]
     if base.dtype is not None:
         return base
-    return _fitting(_chosen(name, shape[-1], kind, model), shape[-1])
+    return _fitting(_chosen(name, shape, kind, model), shape[-1])
 
 
 def _fitting(name: str, width: int) -> GgmlType:
@@ -126,11 +137,13 @@ def _fitting(name: str, width: int) -> GgmlType:
     return BY_NAME["f16"] if width % found.block_size else found
 
 
-def _chosen(name: str, width: int, kind: FileType, model: ModelShape) -> str:
+def _chosen(name: str, shape: tuple[int, ...], kind: FileType, model: ModelShape) -> str:
     """Before blocks are checked."""
     embedding = name in ("token_embd.weight", "per_layer_token_embd.weight")
     if name == "output.weight" or (embedding and not model.has_output):
-        return "q8_0" if width % 256 or kind.base == "q8_0" else "q6_k"
+        return "q8_0" if shape[-1] % 256 or kind.base in ("q8_0", "mxfp4") else "q6_k"
+    if kind.base == "mxfp4":
+        return kind.base if len(shape) == 3 and shape[0] > 1 else "q8_0"
     found = _LAYER.match(name)
     if embedding or found is None:
         return kind.base
@@ -157,6 +170,8 @@ def _value(kind: FileType, layer: int, model: ModelShape) -> str | None:
     match kind.name:
         case "Q2_K":
             choice = "q4_k" if grouped else "q3_k"
+        case "Q2_K_S" if grouped:
+            choice = "q4_k"
         case "Q3_K_M":
             choice = "q5_k" if index < 2 else "q4_k"
         case "Q3_K_L":
@@ -167,8 +182,8 @@ def _value(kind: FileType, layer: int, model: ModelShape) -> str | None:
             choice = "q6_k"
         case "Q4_K_S" if index < 4:
             choice = "q5_k"
-    # Models of 80 layers share each value head among eight: it is worth more there.
-    if model.num_layers == 80 and (choice or kind.base) in ("q3_k", "q4_k"):
+    # Models of that size share each value head among eight: it is worth more there.
+    if model.is_70b and (choice or kind.base) in ("q3_k", "q4_k"):
         choice = "q5_k"
     return "q8_0" if model.num_experts == 8 else choice
 
@@ -182,6 +197,8 @@ def _down(kind: FileType, layer: int, model: ModelShape) -> str | None:
     match kind.name:
         case "Q2_K":
             return "q3_k"
+        case "Q2_K_S" if layer < count // 8:
+            return "q4_k"
         case "Q3_K_M":
             return "q5_k" if layer < count // 16 else "q4_k"
         case "Q3_K_L":

@@ -15,13 +15,16 @@ from tramontane.text.vocabulary import (
     merged_bpe,
     pre_tokenizer,
     sentencepiece_bpe,
+    unigram,
     word_piece,
 )
 from tramontane_gguf.metadata import Metadata
 
 _P = "tokenizer.ggml."
 
-SPM, BPE, MERGED, WORD_PIECE = ("llama", "replit", "gemma"), ("gpt2",), ("gemma4",), ("bert",)
+SPM, BPE, MERGED = ("llama", "replit", "gemma"), ("gpt2",), ("gemma4",)
+UNIGRAM, WORD_PIECE = ("t5",), ("bert",)
+MODELS = (*SPM, *BPE, *MERGED, *UNIGRAM, *WORD_PIECE)
 """Values of ``tokenizer.ggml.model`` by kind of vocabulary."""
 
 ENDS = frozenset({
@@ -49,10 +52,10 @@ def embedded_tokenizer(meta: Metadata) -> EmbeddedTokenizer | None:
     model = meta.text(_P + "model", "none")
     if model in ("none", "no_vocab"):
         return None
-    if model not in (*SPM, *BPE, *MERGED, *WORD_PIECE):
-        known = ", ".join((*SPM, *BPE, *MERGED, *WORD_PIECE))
+    if model not in MODELS:
         raise ConfigError(
-            f"{meta.path}: tokenizer model {model!r} is not supported; known are {known}. "
+            f"{meta.path}: tokenizer model {model!r} is not supported; known are "
+            f"{', '.join(MODELS)}. "
             f"Give a tok_model_id whose tokenizer.json to use"
         )
     tokens = meta.texts(_P + "tokens")
@@ -64,7 +67,7 @@ def embedded_tokenizer(meta: Metadata) -> EmbeddedTokenizer | None:
     except CheckpointError as cause:
         raise CheckpointError(f"{meta.path}: {cause}") from cause
     add_bos = meta.flag(_P + "add_bos_token", default=add_bos) and ids.bos is not None
-    add_eos = meta.flag(_P + "add_eos_token", default=False) and ids.eos is not None
+    add_eos = meta.flag(_P + "add_eos_token", default=model in UNIGRAM) and ids.eos is not None
     template = "tokenizer.chat_template"
     return EmbeddedTokenizer(
         tokenizer=tokenizer,
@@ -123,6 +126,18 @@ def _build(
             strips_right=lambda piece: phi3 and piece not in _PHI3_KEEPS,
         )
         return built, True
+    if model in UNIGRAM:
+        built = unigram(
+            tokens,
+            meta.numbers(_P + "scores"),
+            types=types,
+            unk_id=ids.unk or 0,
+            add_space_prefix=meta.flag(_P + "add_space_prefix", default=True),
+            remove_extra_spaces=meta.flag(_P + "remove_extra_whitespaces", default=False),
+            charsmap=_charsmap(meta),
+            special=special,
+        )
+        return built, False
     if model in WORD_PIECE:
         if ids.unk is None:
             raise CheckpointError(f"{_P}unknown_token_id is absent, which WordPiece needs")
@@ -148,6 +163,12 @@ def _build(
         )
     pre = pre_tokenizer(meta.text(_P + "pre"))
     return byte_level_bpe(tokens, merges, pre, types=types, special=special), pre.add_bos
+
+
+def _charsmap(meta: Metadata) -> bytes:
+    """SentencePiece's precompiled normalization, or nothing; files have it as signed bytes too."""
+    key = _P + "precompiled_charsmap"
+    return bytes(number & 0xFF for number in meta.integers(key)) if key in meta else b""
 
 
 def _ends(tokens: Sequence[str], types: list[int] | None, ids: _Ids) -> tuple[int, ...]:

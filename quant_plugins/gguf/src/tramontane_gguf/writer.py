@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import numpy as np
 from attrs import frozen
 from torch import Tensor
 
-from tramontane.errors import ConfigError
+from tramontane.errors import ConfigError, ValidationError
 from tramontane.loading.stored import StoredModel
 from tramontane.protocols.pipeline import Progress
+from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.checkpoint import GgufCheckpoint
+from tramontane_gguf.export_check import check_sayable
 from tramontane_gguf.export_metadata import rope_tensors, settings
 from tramontane_gguf.export_names import Outgoing, attention_layers, family_for, outgoing
+from tramontane_gguf.export_pooling import pooling
 from tramontane_gguf.export_tokenizer import tokenizer_keys
 from tramontane_gguf.mixes import FileType, ModelShape, file_type, tensor_type
 from tramontane_gguf.quantizer import GgmlQuantizer
@@ -26,6 +30,7 @@ from tramontane_gguf.types import BY_NAME, GgmlType
 
 _QUANTIZATION_VERSION = 2
 _U32 = 2**32
+_WEIGHTED = ("Q2_K_S",)
 
 
 @frozen
@@ -55,14 +60,17 @@ def write_model(
         on_progress: told after each tensor.
 
     Raises:
-        ValidationError: no such file type.
+        ValidationError: no such file type, or one that takes an importance matrix.
         UnsupportedError, ConfigError: a model or a tokenizer that GGUF has no form for.
     """
     kind = file_type(type_name)
-    source = getattr(model.checkpoint, "inner", model.checkpoint)
-    given = _copied(source) if isinstance(source, GgufCheckpoint) else _converted(model)
-    shape = _shape_of(given, weighted=bool(importance))
-    types = {t.name: _type_of(t, kind, shape) for t in given.tensors}
+    if kind.name in _WEIGHTED and not importance:
+        raise ValidationError(
+            f"{kind.name} needs an importance matrix (--imatrix): without one its errors are too "
+            f"large to use"
+        )
+    given = _contents(model)
+    types = _types(given, kind, weighted=bool(importance))
     if importance and not any(t.name.removesuffix(".weight") in importance for t in given.tensors):
         raise ConfigError(
             f"the importance matrix knows no tensor of this model; it has "
@@ -93,6 +101,17 @@ def write_model(
             writer.close()
 
 
+def tensor_types(model: StoredModel, type_name: str, *, weighted: bool = False) -> dict[str, str]:
+    """Name of each tensor of the file to be → ggml type, without writing it.
+
+    Args:
+        model, type_name: as for `write_model`, whose errors are raised here too.
+        weighted: whether there is an importance matrix.
+    """
+    types = _types(_contents(model), file_type(type_name), weighted=weighted)
+    return {name: kind.name for name, kind in types.items()}
+
+
 def write_arrays(path: Path, metadata: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
     """Write a file that is no model: plain float32 tensors under their own names."""
     with aside(path) as part:
@@ -118,32 +137,65 @@ def aside(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def _contents(model: StoredModel) -> _Contents:
+    source = getattr(model.checkpoint, "inner", model.checkpoint)
+    return _copied(source) if isinstance(source, GgufCheckpoint) else _converted(model)
+
+
 def _converted(model: StoredModel) -> _Contents:
     """What becomes of a Hugging Face model."""
     family = family_for(model.config)
-    p = f"{family.name}."
     vocab_size = int(model.config["vocab_size"])
-    keys: dict[str, Any] = {"general.name": model.name}
-    keys |= {p + key: value for key, value in settings(model.config, family).items()}
+    after, layers = pooling(model)
+    own = settings(model.config, family) | after
+    extra = rope_tensors(model.config) | layers
+    tensors = [
+        Outgoing(name=name, module=name, shape=tuple(t.shape), make=lambda t=t: t)  # type: ignore[misc]
+        for name, t in extra.items()
+    ]
+    tensors += outgoing(model.checkpoint, model.config, family)
+    check_sayable(model.config, family, own, names=[t.name for t in tensors], factors=extra)
+    keys: dict[str, Any] = {
+        "general.type": "model",
+        "general.name": model.name,
+        "general.size_label": _size_label(tensors, own.get("expert_count", 0)),
+    }
+    keys |= {f"{family.name}.{key}": value for key, value in own.items()}
     ggml = tokenizer_keys(model.tokenizer, model.directory, vocab_size, family.name)
     keys |= {f"tokenizer.ggml.{key}": value for key, value in ggml.items()}
     if model.chat_template is not None:
         keys["tokenizer.chat_template"] = model.chat_template
-    extra = [
-        Outgoing(name=name, module=name, shape=tuple(t.shape), make=lambda t=t: t)  # type: ignore[misc]
-        for name, t in rope_tensors(model.config).items()
-    ]
-    return _Contents(family.name, keys, extra + outgoing(model.checkpoint, model.config, family))
+    return _Contents(family.name, keys, tensors)
+
+
+def _size_label(tensors: Sequence[Outgoing], num_experts: int) -> str:
+    """Parameters in a word, ``8x7B`` or ``656K``."""
+    routed = sum(math.prod(t.shape) for t in tensors if "_exps." in t.name)
+    total = sum(math.prod(t.shape) for t in tensors)
+    each = routed // num_experts if num_experts else 0
+    label: str = gguf.size_label(total, total - routed, each, num_experts)
+    return label
 
 
 def _copied(checkpoint: GgufCheckpoint) -> _Contents:
-    """What another file holds; tensors are de-quantized when they are read."""
+    """What another file holds; what changes its type is de-quantized when it is read."""
     keys = {k: v for k, v in checkpoint.metadata.items() if not k.startswith("split.")}
     tensors = [
-        Outgoing(name=name, module=name.removesuffix(".weight"), shape=shape, make=read)
-        for name, shape, read in checkpoint.raw_tensors()
+        Outgoing(
+            name=info.name,
+            module=info.name.removesuffix(".weight"),
+            shape=info.shape,
+            make=read,
+            stored=info.type,
+        )
+        for info, read in checkpoint.raw_tensors()
     ]
     return _Contents(str(keys.pop("general.architecture")), keys, tensors)
+
+
+def _types(contents: _Contents, kind: FileType, *, weighted: bool) -> dict[str, GgmlType]:
+    shape = _shape_of(contents, weighted=weighted)
+    return {t.name: _type_of(t, kind, shape) for t in contents.tensors}
 
 
 def _shape_of(contents: _Contents, *, weighted: bool) -> ModelShape:
@@ -151,11 +203,13 @@ def _shape_of(contents: _Contents, *, weighted: bool) -> ModelShape:
 
     def number(key: str, default: int) -> int:
         value = keys.get(p + key, default)
-        return int(np.max(value)) if isinstance(value, (list, np.ndarray)) else int(value)
+        # Of those that layers have one by one, the first layer's counts.
+        return int(value[0]) if isinstance(value, (list, np.ndarray)) else int(value)
 
     names = [t.name for t in contents.tensors]
     heads = number("attention.head_count", 1)
     return ModelShape(
+        family=contents.architecture,
         num_layers=number("block_count", 0),
         num_heads=heads,
         num_kv_heads=number("attention.head_count_kv", heads),
@@ -167,13 +221,24 @@ def _shape_of(contents: _Contents, *, weighted: bool) -> ModelShape:
 
 
 def _type_of(tensor: Outgoing, kind: FileType, shape: ModelShape) -> GgmlType:
-    return tensor_type(tensor.name, tensor.shape, kind, shape) or BY_NAME["f32"]
+    """MXFP4 stays, where another type would lose some of it and take no less."""
+    chosen = tensor_type(tensor.name, tensor.shape, kind, shape) or BY_NAME["f32"]
+    stored, mxfp4 = tensor.stored, BY_NAME["mxfp4"]
+    return mxfp4 if stored is mxfp4 and _bits(mxfp4) <= _bits(chosen) else chosen
+
+
+def _bits(kind: GgmlType) -> float:
+    return 8 * kind.type_size / kind.block_size
 
 
 def _packed(
     tensor: Outgoing, kind: GgmlType, importance: Mapping[str, Tensor], quantizer: GgmlQuantizer
 ) -> np.ndarray[Any, Any]:
     value = tensor.make()
+    if isinstance(value, GgmlWeight):
+        if value.type is kind:
+            return value.blocks.contiguous().numpy()
+        value = value.dequantize()
     given = importance.get(tensor.name.removesuffix(".weight"))
     if value.dim() < 2 or kind.block_size == 1:
         given = None
@@ -201,8 +266,11 @@ def _opened(path: Path, architecture: str, keys: Mapping[str, Any]) -> gguf.GGUF
         writer.kv_data[0].pop("general.architecture", None)
     for key, value in keys.items():
         if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if isinstance(value, (list, tuple)):
+            is_bytes = value.dtype.itemsize == 1 and value.dtype.kind in "iu"
+            value = value.tobytes() if is_bytes else value.tolist()
+        if isinstance(value, bytes):
+            writer.add_array(key, value)
+        elif isinstance(value, (list, tuple)):
             writer.add_array(key, list(value))
         elif isinstance(value, bool):
             writer.add_bool(key, value)

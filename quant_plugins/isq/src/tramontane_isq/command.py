@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tramontane.errors import UnsupportedError, ValidationError
 from tramontane.hooks import plugin_manager
+
+if TYPE_CHECKING:
+    from tramontane.protocols.pipeline import Progress
 
 
 def quantize(
@@ -51,7 +56,7 @@ def quantize(
 
     options: dict[str, Any] = {}
     if imatrix is not None:
-        options["importance"] = read_imatrix(imatrix, plugins).by_gguf_name()
+        options["importance"] = read_imatrix(imatrix, plugins).by_gguf_name(every=True)
     files = None
     path = Path(model).expanduser()
     if path.is_file():
@@ -63,10 +68,8 @@ def quantize(
         token_source=token_source,
         plugins=plugins,
     )
-    bar = Bar()
-    with open_stored(request) as stored:
-        writer.write(stored, output, type_name, on_progress=bar, **options)
-    bar.end()
+    with open_stored(request) as stored, progress() as on_progress:
+        writer.write(stored, output, type_name, on_progress=on_progress, **options)
     typer.echo(f"{first}: {first.stat().st_size / 2**20:.1f} MiB", err=True)
 
 
@@ -104,23 +107,26 @@ def calibrate(
     typer.echo(f"{output}: statistics of {len(found.values)} weights", err=True)
 
 
-class Bar:
-    """A line on the terminal that says how far the work is; silent where nobody watches."""
+@contextmanager
+def progress() -> Iterator[Progress | None]:
+    """A bar on the terminal that says how far the work is; None where nobody watches."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as bars
+    from rich.console import Console
+    from rich.markup import escape
 
-    def __init__(self) -> None:
-        self._watched = sys.stderr.isatty()
-        self._last = -1
+    columns = (
+        bars.BarColumn(),
+        bars.DownloadColumn(),
+        bars.TimeRemainingColumn(),
+        bars.TextColumn("{task.description}"),
+    )
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("", total=None)
 
-    def __call__(self, done: int, total: int, name: str) -> None:
-        share = 100 * done // max(total, 1)
-        if not self._watched or share == self._last:
-            return
-        self._last = share
-        filled = "#" * (share * 30 // 100)
-        sys.stderr.write(f"\r[{filled:<30}] {share:3d} % {name[:40]:<40}")
-        sys.stderr.flush()
+        def on_progress(done: int, total: int, name: str) -> None:
+            shown.update(task, completed=done, total=total, description=escape(name))
 
-    def end(self) -> None:
-        """Go to the next line, if one was begun."""
-        if self._watched and self._last >= 0:
-            sys.stderr.write("\n")
+        yield on_progress

@@ -36,7 +36,9 @@ _ROLES = {
     "q_a_proj": ("attn_q_a",),
     "q_b_proj": ("attn_q_b",),
     "kv_a_proj_with_mqa": ("attn_kv_a_mqa",),
-    "kv_b_proj": ("attn_kv_b",),
+    "kv_b_proj": ("attn_kv_b", "attn_v_b"),
+    "mamba.in_proj": ("ssm_in",),
+    "mamba.out_proj": ("ssm_out",),
     "gate_proj": ("ffn_gate", "ffn_up"),
     "w1": ("ffn_gate",),
     "up_proj": ("ffn_up",),
@@ -49,7 +51,7 @@ _ROLES = {
     "fc2": ("ffn_down",),
     "c_proj": ("ffn_down",),
 }
-"""Last part of a module's name → roles of GGUF that have its statistics, the best first. Modules
+"""End of a module's name → roles of GGUF that have its statistics, the best first. Modules
 that read the same input share them, whichever of them the file names."""
 
 _LAYER = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d+)\.(?P<rest>.+)")
@@ -72,8 +74,12 @@ class Imatrix:
     datasets: tuple[str, ...] = ()
     chunks: int = 0
 
-    def by_gguf_name(self) -> dict[str, Tensor]:
-        """The same under the names of a GGUF file's tensors, for writing one.
+    def by_gguf_name(self, *, every: bool = False) -> dict[str, Tensor]:
+        """The same under the names of a GGUF file's tensors.
+
+        Args:
+            every: under each name that a file may have for a tensor with these statistics, for
+                writing a model; otherwise under the best one, for writing an importance matrix.
 
         Raises:
             CheckpointError: the file has places instead of names.
@@ -83,7 +89,13 @@ class Imatrix:
                 "a .cimatrix of mistral.rs 0.7 or older has no names, so that it serves loading "
                 "only: collect one anew, or give llama.cpp's"
             )
-        return {(gguf_names(name) or [name])[0]: values for name, values in self.values.items()}
+        names = {name: gguf_names(name) or [name] for name in self.values}
+        found = {candidates[0]: self.values[name] for name, candidates in names.items()}
+        if every:
+            for name, candidates in names.items():
+                for candidate in candidates[1:]:
+                    found.setdefault(candidate, self.values[name])
+        return found
 
 
 def for_modules(
@@ -123,13 +135,15 @@ def gguf_names(module: str) -> list[str]:
     if located is None:
         return []
     rest = located["rest"]
-    suffix = ""
-    if re.search(r"(^|\.)shared_(experts?|mlp)\.", rest):
-        suffix = "_shexp"
+    suffixes = [""]
+    if re.search(r"(^|\.)shared_mlp\.", rest):
+        suffixes = ["_shexp", ""]  # without experts beside it, it is the MLP
+    elif re.search(r"(^|\.)shared_experts?\.", rest):
+        suffixes = ["_shexp"]
     elif re.search(r"(^|\.)experts\.", rest):
-        suffix = "_exps"
-    roles = _ROLES.get(rest.rpartition(".")[2], ())
-    return [f"blk.{located['layer']}.{role}{suffix}" for role in roles]
+        suffixes = ["_exps"]
+    roles = _ROLES.get(rest) or _ROLES.get(rest.rpartition(".")[2], ())
+    return [f"blk.{located['layer']}.{role}{suffix}" for role in roles for suffix in suffixes]
 
 
 def _shaped(values: Tensor, shape: tuple[int, ...]) -> Tensor:

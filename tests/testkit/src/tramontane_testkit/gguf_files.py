@@ -30,7 +30,7 @@ from tramontane_testkit.models import (
 )
 
 _EXPERT = re.compile(r"(?P<stem>.*\.experts)\.(?P<expert>\d+)\.(?P<leaf>\w+\.weight)")
-_ADJACENT_PAIRS = frozenset({"llama", "smollm3", "granite", "granitehybrid"})
+_ADJACENT_PAIRS = frozenset({"llama", "smollm3", "granite", "granitemoe", "granitehybrid"})
 _PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3", "gemma-embedding"})
 
 _SAME: Mapping[str, str] = {
