@@ -120,12 +120,29 @@ def test_what_is_written_as_gguf_comes_back(tmp_path: Path) -> None:
         ("model.layers.0.mlp.shared_expert.up_proj", ["blk.0.ffn_up_shexp"]),
         ("model.layers.0.mlp.gate_up_proj", ["blk.0.ffn_up", "blk.0.ffn_gate"]),
         ("model.layers.0.block_sparse_moe.experts.w2", ["blk.0.ffn_down_exps"]),
+        ("model.layers.0.shared_mlp.up_proj", ["blk.0.ffn_up_shexp", "blk.0.ffn_up"]),
+        ("model.layers.0.mamba.out_proj", ["blk.0.ssm_out"]),
+        ("model.layers.0.self_attn.kv_b_proj", ["blk.0.attn_kv_b", "blk.0.attn_v_b"]),
         ("lm_head", ["output"]),
         ("model.embed_tokens", []),
     ],
 )
 def test_names_of_modules(module: str, names: list[str]) -> None:
     assert gguf_names(module) == names
+
+
+def test_a_file_may_have_any_of_the_names() -> None:
+    given = {f"model.layers.0.self_attn.{n}_proj": torch.full((4,), i) for i, n in enumerate("qkv")}
+    given |= {"model.layers.0.mlp.gate_proj": torch.zeros(4), "head": torch.ones(4)}
+    given["model.layers.0.mlp.up_proj"] = torch.ones(4)
+    best = Imatrix(values=given).by_gguf_name()
+    assert list(best) == [
+        "blk.0.attn_q", "blk.0.attn_k", "blk.0.attn_v", "blk.0.ffn_gate", "head", "blk.0.ffn_up",
+    ]  # fmt: skip
+    every = Imatrix(values=given).by_gguf_name(every=True)
+    assert every.keys() == {*best, "blk.0.attn_qkv"}
+    # A tensor's own statistics go before those of one that reads the same.
+    assert float(every["blk.0.ffn_up"][0]) == 1
 
 
 def test_modules_find_theirs_by_name_and_by_place() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,14 @@ def tokenizer_keys(
         )
     tokens, types = _tokens(tokenizer.backend, data, vocab_size)
     shared = {"tokens": tokens, **_special(tokenizer, directory)}
-    failure = ""
+    samples, failure = _samples(tokenizer, data), ""
     for form in forms:
         keys = {
             **shared,
             **form(_Source(tokenizer.backend, data, directory, family), tokens, types),
         }
         keys["token_type"] = [int(kind) for kind in types]
-        failure = _misreading(keys, tokenizer, family)
+        failure = _misreading(keys, tokenizer, family, samples)
         if not failure:
             return keys
     raise ConfigError(f"GGUF has no form for the tokenizer: {failure}")
@@ -231,15 +231,25 @@ def _around(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     return (before[0] if len(before) == 1 else None), (after[0] if len(after) == 1 else None)
 
 
-def _pieces(tokenizer: Tokenizer) -> str:
-    """A text of the vocabulary's own pieces, from its beginning to its end."""
+def _samples(tokenizer: Tokenizer, data: Mapping[str, Any]) -> list[str]:
+    """Texts by which two tokenizers are compared: some that are cut differently, and pieces from
+    the vocabulary's beginning to its end. They have no special tokens and no space in front, where
+    readers differ in the space they add, and no characters that have no token, which each treats
+    in its own way."""
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=False)
+    special = [token["content"] for token in data.get("added_tokens") or ()]
     step = max(tokenizer.vocab_size // _NUM_PIECES, 1)
-    ids = (i for i in range(0, tokenizer.vocab_size, step) if i not in tokenizer.special_ids)
-    texts = (tokenizer.decode([index]) for index in ids)
-    return " ".join(text for text in texts if "\ufffd" not in text)
+    pieces = (tokenizer.decode([index]) for index in range(0, tokenizer.vocab_size, step))
+    plain = (p for p in pieces if "\ufffd" not in p and not any(mark in p for mark in special))
+    texts = [*SAMPLES, " ".join(plain).lstrip()]
+    if "<0x0A>" in vocabulary or _is_byte_level(data):
+        return texts
+    return ["".join(c for c in text if c in vocabulary or c == " ") for text in texts]
 
 
-def _misreading(keys: Mapping[str, Any], tokenizer: Tokenizer, family: str) -> str:
+def _misreading(
+    keys: Mapping[str, Any], tokenizer: Tokenizer, family: str, samples: Sequence[str]
+) -> str:
     """How a reader of these keys would differ from the tokenizer; empty where it would not."""
     values: dict[str, Any] = {"general.architecture": family}
     for key, value in keys.items():
@@ -250,11 +260,8 @@ def _misreading(keys: Mapping[str, Any], tokenizer: Tokenizer, family: str) -> s
     except ModelLoadError as cause:
         return str(cause)
     assert embedded is not None
-    unknown = tokenizer.unk_token_id
-    for text in (*SAMPLES, _pieces(tokenizer)):
-        wanted = tokenizer.encode(text, add_special_tokens=False)
+    for text in samples:
         found = embedded.tokenizer.encode(text, add_special_tokens=False).ids
-        # Whether what has no token at all leaves a mark is up to the reader.
-        if [i for i in found if i != unknown] != [i for i in wanted if i != unknown]:
+        if found != tokenizer.encode(text, add_special_tokens=False):
             return f"{text[:20]!r}… would become other tokens"
     return ""
