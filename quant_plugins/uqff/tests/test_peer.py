@@ -16,9 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tramontane import Runner, Which
+from tramontane_testkit.embedding_models import (
+    GEMMA,
+    LAST,
+    MEAN,
+    NORMALIZE,
+    QWEN,
+    dense,
+    tiny_embedder,
+)
 
 PACKAGE = "mistralrs==0.9.5"
 QUESTIONS = (
@@ -49,6 +59,20 @@ for prompt in json.loads(prompts):
     )
     said.append(runner.send_completion_request(request).choices[0].text)
 print("\\n" + json.dumps(said))
+"""
+
+EMBEDDING_SCRIPT = """
+import json, sys
+import mistralrs
+model, arch, key, value, text = sys.argv[1:6]
+which = mistralrs.Which.Embedding(
+    model_id=model, arch=getattr(mistralrs.EmbeddingArchitecture, arch),
+    dtype=mistralrs.ModelDType.F32, **{key: value},
+)
+isq = {"in_situ_quant": sys.argv[6]} if len(sys.argv) > 6 else {}
+runner = mistralrs.Runner(which=which, **isq)
+found = runner.send_embedding_request(mistralrs.EmbeddingRequest(input=[text]))
+print("\\n" + json.dumps(found[0]))
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer, pytest.mark.timeout(900)]
@@ -136,3 +160,48 @@ def test_both_ways(kind: str, python: Path, model: Path, tmp_path: Path) -> None
         assert sum(map(len, said)) > 20 * len(said)
         with Runner(Which.Plain(str(directory), from_uqff="x-0.uqff", dtype="F32")) as runner:
             assert ours(runner) == said
+
+
+@pytest.mark.parametrize("arch", ["EmbeddingGemma", "Qwen3Embedding"])
+def test_embedding_models_both_ways(arch: str, python: Path, tmp_path: Path) -> None:
+    text = "A cold wind from the north"
+    directory = embedder(tmp_path, arch)
+    there, here = tmp_path / "theirs", tmp_path / "ours"
+    run(
+        python, EMBEDDING_SCRIPT, str(directory), arch, "write_uqff", str(there / "x.uqff"), text,
+        "AFQ8",
+    )  # fmt: skip
+    which = Which.Embedding(str(directory), write_uqff=str(here / "x.uqff"), dtype="F32")
+    Runner(which, in_situ_quant="AFQ8").close()
+    for made in (there, here):
+        given = (str(made), arch, "from_uqff", "x-0.uqff", text)
+        expected = torch.tensor(run(python, EMBEDDING_SCRIPT, *given))
+        with Runner(Which.Embedding(str(made), from_uqff="x-0.uqff", dtype="F32")) as runner:
+            (found,) = runner.send_embedding_request({"input": [text]})
+        torch.testing.assert_close(torch.tensor(found), expected, atol=1e-4, rtol=1e-4)
+
+
+def embedder(folder: Path, arch: str) -> Path:
+    """A random model with the keys that mistral.rs knows."""
+    layer = dense(64, 96, bias=False, activation_function=torch.nn.Identity())
+    modules, keys = {
+        "EmbeddingGemma": ((MEAN, layer, NORMALIZE), GEMMA),
+        "Qwen3Embedding": ((LAST, NORMALIZE), QWEN),
+    }[arch]
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "head_dim": 32}
+    directory = tiny_embedder(folder, modules, **{**keys, **sizes})
+    path = directory / "config.json"
+    config = json.loads(path.read_text()) | {
+        "pad_token_id": 0, "rope_scaling": None, "rope_local_base_freq": 1e4,
+        "rope_theta": 1e6 if arch == "EmbeddingGemma" else 1e4,
+        "sliding_window_pattern": 6, "use_sliding_window": False, "max_window_layers": 4,
+    }  # fmt: skip
+    path.write_text(json.dumps({k: v for k, v in config.items() if k != "rope_parameters"}))
+    pooling = directory / "1_Pooling" / "config.json"
+    settings = json.loads(pooling.read_text())
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens",
+             "weightedmean_tokens", "lasttoken")  # fmt: skip
+    wanted = "mean_tokens" if modules[0] is MEAN else "lasttoken"
+    settings |= {f"pooling_mode_{mode}": mode == wanted for mode in modes}
+    pooling.write_text(json.dumps(settings | {"word_embedding_dimension": 64}))
+    return directory

@@ -14,7 +14,8 @@ import typer
 from attrs import frozen
 
 from tramontane.errors import ValidationError
-from tramontane_cli.run import MODEL_HELP, load
+from tramontane_cli.options import Arch, DeviceLayers, Dtype, Isq, Model, TokModel, Topology
+from tramontane_cli.run import load
 from tramontane_cli.terminal import table
 
 WORDS = "The north wind and the sun disputed which of them was the stronger. "
@@ -38,10 +39,7 @@ class Speed:
 
 
 def bench(
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help=MODEL_HELP),
-    ] = None,
+    model: Model = None,
     prompt: Annotated[
         list[int] | None,
         typer.Option(
@@ -51,22 +49,12 @@ def bench(
     decode: Annotated[int, typer.Option(help="Tokens to decode.", min=2)] = 64,
     rounds: Annotated[int, typer.Option(help="Medians are taken over as many.", min=1)] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, bf16, f16 or f32.")] = "auto",
-    isq: Annotated[str | None, typer.Option(help="Quantize while loading, e.g. to Q4K.")] = None,
-    topology: Annotated[
-        Path | None, typer.Option(help="YAML file: types and devices of single layers.")
-    ] = None,
-    num_device_layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N|INDEX:N",
-            help="Layers on an accelerator, the rest on the CPU; may be repeated.",
-        ),
-    ] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture, if not told by config.")] = None,
-    tok_model: Annotated[
-        str | None, typer.Option(help="Where to take the tokenizer from, if not the model.")
-    ] = None,
+    dtype: Dtype = "auto",
+    isq: Isq = None,
+    topology: Topology = None,
+    num_device_layers: DeviceLayers = None,
+    arch: Arch = None,
+    tok_model: TokModel = None,
 ) -> None:
     """Measure loading, prefill, decoding and memory of a model."""
     import torch

@@ -12,11 +12,11 @@ import typer
 from tramontane_cli.answer import TOO_MANY_ROUNDS, Answer, Screen, stats_line, take
 from tramontane_cli.grammars import HELP as GRAMMAR_HELP
 from tramontane_cli.grammars import grammar_fields
+from tramontane_cli.options import Arch, DeviceLayers, Dtype, Isq, Model, TokModel, Topology
 from tramontane_cli.terminal import is_terminal, load_progress
 from tramontane_cli.tool_desk import ToolDesk
 
 EXIT_INTERRUPTED = 130
-MODEL_HELP = "Directory, .gguf or .uqff file, repository:file or hub repository."
 
 
 def run(
@@ -26,10 +26,7 @@ def run(
             help="What to ask; - stands for standard input. Without it: a conversation."
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("-m", "--model", help=MODEL_HELP),
-    ] = None,
+    model: Model = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     tool: Annotated[
         list[str] | None,
@@ -62,29 +59,19 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt, no template.")] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Say how fast it was.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one answer as JSON.")] = False,
-    dtype: Annotated[str, typer.Option(help="auto, bf16, f16 or f32.")] = "auto",
-    isq: Annotated[str | None, typer.Option(help="Quantize while loading, e.g. to Q4K.")] = None,
+    dtype: Dtype = "auto",
+    isq: Isq = None,
     imatrix: Annotated[
         Path | None, typer.Option(help="Importance matrix to quantize with.")
     ] = None,
-    topology: Annotated[
-        Path | None, typer.Option(help="YAML file: types and devices of single layers.")
-    ] = None,
-    num_device_layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="N|INDEX:N",
-            help="Layers on an accelerator, the rest on the CPU; may be repeated.",
-        ),
-    ] = None,
-    arch: Annotated[str | None, typer.Option(help="Architecture, if not told by config.")] = None,
+    topology: Topology = None,
+    num_device_layers: DeviceLayers = None,
+    arch: Arch = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Tokens of context.", min=1)] = None,
     chat_template: Annotated[
         str | None, typer.Option(help="Template file or literal in place of the model's.")
     ] = None,
-    tok_model: Annotated[
-        str | None, typer.Option(help="Where to take the tokenizer from, if not the model.")
-    ] = None,
+    tok_model: TokModel = None,
 ) -> None:
     """Ask a model, or talk to it.
 
