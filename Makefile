@@ -28,7 +28,7 @@ PROJECTS := $(wildcard core/pyproject.toml arch_*/pyproject.toml arch_*/*/pyproj
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: install demo test test-all check check-native check-avx512 docs bench clean
+.PHONY: install demo test test-all check check-native check-avx512 fuzz docs bench clean
 
 install: $(STAMP)
 

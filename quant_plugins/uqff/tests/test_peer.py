@@ -189,12 +189,14 @@ def embedder(folder: Path, arch: str) -> Path:
         "Qwen3Embedding": ((LAST, NORMALIZE), QWEN),
     }[arch]
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "head_dim": 32}
+    sizes |= {"sliding_window": 64}  # longer than the text
     directory = tiny_embedder(folder, modules, **{**keys, **sizes})
     path = directory / "config.json"
     config = json.loads(path.read_text()) | {
         "pad_token_id": 0, "rope_scaling": None, "rope_local_base_freq": 1e4,
         "rope_theta": 1e6 if arch == "EmbeddingGemma" else 1e4,
-        "sliding_window_pattern": 6, "use_sliding_window": False, "max_window_layers": 4,
+        "sliding_window_pattern": 2, "use_sliding_window": False, "max_window_layers": 4,
+        "_sliding_window_pattern": 2,
     }  # fmt: skip
     path.write_text(json.dumps({k: v for k, v in config.items() if k != "rope_parameters"}))
     pooling = directory / "1_Pooling" / "config.json"
