@@ -33,8 +33,9 @@ LONG = {
     "first_token_secs": "first token of 1,016, s",
     "cached_first_token_secs": "the same, 1,000 of them cached, s",
     "load_secs": "load, s",
-    "peak_mb": "peak memory, MB",
-    "peak_without_torch_mb": "peak without torch's import, MB",
+    "peak_mb": "peak memory after a prompt, MB",
+    "peak_without_torch_mb": "the same without torch's import, MB",
+    "last_peak_mb": "peak memory after the whole run, MB",
 }
 MEMORY_ALLOWANCE_MB = 250
 CACHED_SHARE = 1 / 20
@@ -162,7 +163,7 @@ def circumstances(results: Mapping[str, Any]) -> str:
     )  # fmt: skip
     versions = ", ".join(f"{n} {v}" for n, v in results["versions"].items() if n != OURS)
     once = (
-        f"; prompts above 1,024 tokens: {results['long_rounds']}"
+        f"; prompts above 1,000 tokens: {results['long_rounds']}"
         if results["long_rounds"] != results["rounds"]
         else ""
     )

@@ -27,15 +27,16 @@ from synthetic import SHAPES, gguf_model
 HERE = Path(__file__).parent
 HEADINGS = {
     "load_secs": "load, s",
-    "peak_mb": "peak, MB",
+    "peak_mb": "peak after the first depth, MB",
     "peak_without_torch_mb": "peak without torch's import, MB",
+    "last_peak_mb": "peak after everything, MB",
     "first_token_secs": "first token, prompt unknown, s",
     "cached_first_token_secs": "first token, prefix cached, s",
 }
 QUESTION_TOKENS = 16
 """What a prompt with a cached prefix goes on with."""
 QUICK = {"formats": ["q4_k_m"], "prefill": [], "depth": [512], "sequences": [8], "decode": 32}
-LONG_TOKENS = 1024
+LONG_TOKENS = 1000
 """Prompts of more than these are measured in the first ``--long-rounds`` rounds only."""
 
 
@@ -129,25 +130,26 @@ def measure(
 ) -> dict[str, float]:
     """One round of what the engine can do, prompts above ``most_tokens`` left out."""
     figures = {}
-    for tokens in plan.prefill:
-        if tokens not in plan.depth and tokens <= most_tokens:
-            got = worker.run(prompt=tokens, decode=2, sequences=1)
-            figures[f"prefill {tokens}"] = got["prefill"]
-    for depth in plan.depth:
+    for depth in sorted(plan.depth):
         if depth <= most_tokens:
             got = worker.run(prompt=depth, decode=decode, sequences=1)
             figures[f"prefill {depth}"] = got["prefill"]
             figures[f"decode at {depth}"] = got["decode"]
+            figures.setdefault("peak_mb", got["peak_mb"])
             share = got["decode"] * worker.ready["token_bytes"] / bytes_per_sec
             figures[f"share of bandwidth at {depth}"] = share
+    for tokens in plan.prefill:
+        if tokens not in plan.depth and tokens <= most_tokens:
+            got = worker.run(prompt=tokens, decode=2, sequences=1)
+            figures[f"prefill {tokens}"] = got["prefill"]
     for count in plan.sequences:
         if count > worker.ready.get("most_sequences", count):
             continue
         got = worker.run(prompt=128, decode=decode, sequences=count)
         figures[f"decode of {count}"] = got["decode"]
         figures[f"total of {count}"] = got["total"]
-    if plan.cached:
-        prompt = plan.cached + QUESTION_TOKENS
+    prompt = plan.cached + QUESTION_TOKENS
+    if plan.cached and prompt <= most_tokens:
         got = worker.run(prompt=prompt, decode=1, sequences=1)
         figures["first_token_secs"] = got["seconds"]
         if worker.ready.get("finds_prefixes"):
@@ -195,8 +197,10 @@ def bench_format(name: str, args: argparse.Namespace) -> tuple[dict[str, dict[st
             key: statistics.median(r[key] for r in rounds[engine] if key in r)
             for key in rounds[engine][0]
         }
-        got |= {"load_secs": worker.ready["load_secs"], "peak_mb": worker.peak_mb}
-        got["peak_without_torch_mb"] = worker.peak_mb - worker.ready.get("torch_mb", 0.0)
+        first_peak = rounds[engine][0].get("peak_mb", worker.peak_mb)
+        got |= {"load_secs": worker.ready["load_secs"], "peak_mb": first_peak}
+        got["peak_without_torch_mb"] = first_peak - worker.ready.get("torch_mb", 0.0)
+        got["last_peak_mb"] = worker.peak_mb
         figures[engine] = got
         args.versions[engine] = worker.ready["version"]
         worker.close()
