@@ -91,37 +91,53 @@ struct Avx2 {
     }
 #pragma GCC unroll 8
     for (int c = First; c < First + Count; c += step) {
-      I acc[P][T];
+      if constexpr (step <= 2) {
+        // Token by token, so that the wide sums can stay in registers.
+        B w[step][P], size[step][P];
 #pragma GCC unroll 8
-      for (int i = c; i < c + step; i++) {
-        B w[P], size[P];
-#pragma GCC unroll 8
-        for (int p = 0; p < P; p++) {
-          w[p] = fetch[p](i);
-          size[p] = Fmt::is_signed ? _mm256_abs_epi8(w[p]) : w[p];
-        }
-#pragma GCC unroll 8
-        for (int t = 0; t < T; t++) {
-          const I four_columns = four(x + 4 * (i * T + t));
+        for (int i = 0; i < step; i++)
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++) {
-            const I one = products<Fmt>(size[p], w[p], four_columns);
-            acc[p][t] = i == c ? one : _mm256_add_epi16(acc[p][t], one);
-            if constexpr (step == 1) {
-              sum[p][t] = add(sum[p][t], _mm256_madd_epi16(acc[p][t], scale[p]));
-              in_order(sum[p][t]);
-            } else {
+            w[i][p] = fetch[p](c + i);
+            size[i][p] = Fmt::is_signed ? _mm256_abs_epi8(w[i][p]) : w[i][p];
+          }
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) {
+          const I one = four(x + 4 * (c * T + t));
+          const I two = step == 2 ? four(x + 4 * ((c + 1) * T + t)) : one;
+#pragma GCC unroll 8
+          for (int p = 0; p < P; p++) {
+            I acc = products<Fmt>(size[0][p], w[0][p], one);
+            if constexpr (step == 2)
+              acc = _mm256_add_epi16(acc, products<Fmt>(size[1][p], w[1][p], two));
+            sum[p][t] = add(sum[p][t], _mm256_madd_epi16(acc, scale[p]));
+            in_order(sum[p][t]);
+          }
+        }
+      } else {
+        I acc[P][T];
+#pragma GCC unroll 8
+        for (int i = c; i < c + step; i++) {
+          B w[P];
+#pragma GCC unroll 8
+          for (int p = 0; p < P; p++) w[p] = fetch[p](i);
+#pragma GCC unroll 8
+          for (int t = 0; t < T; t++) {
+            const I one = four(x + 4 * (i * T + t));
+#pragma GCC unroll 8
+            for (int p = 0; p < P; p++) {
+              const I both = products<Fmt>(w[p], w[p], one);
+              acc[p][t] = i == c ? both : _mm256_add_epi16(acc[p][t], both);
               in_order(acc[p][t]);
             }
           }
         }
-      }
-      if constexpr (step > 1)
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++)
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++)
             sum[p][t] = add(sum[p][t], _mm256_madd_epi16(acc[p][t], scale[p]));
+      }
     }
   }
 };
