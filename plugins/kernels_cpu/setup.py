@@ -25,6 +25,7 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-Wno-psabi",
+    "-Wno-maybe-uninitialized",  # of the compiler's own headers
     "-g0",
 ]
 SOURCES: dict[str, list[str]] = {

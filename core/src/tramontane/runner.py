@@ -53,7 +53,8 @@ class Runner(ManyModels):
         pa_gpu_mem_usage: share of the device's memory to use, 0 to 1.
         pa_ctxt_len: tokens of context to make room for.
         pa_blk_size: tokens of a cache block: 8, 16 or 32.
-        pa_cache_type: how the cache is stored.
+        pa_cache_type: how keys and values are stored, a ``PagedCacheType``: ``"Auto"`` as the model
+            computes, ``"F32"``, ``"BF16"``, ``"F16"``, or in 8 bits as ``"F8E4M3"`` or ``"I8"``.
         paged_attn, no_paged_attn: accepted; the cache is always kept in blocks, on every device.
         seed: makes every sampled answer reproducible.
         enable_search, search_callback: lets chat requests with ``web_search_options`` search
@@ -333,7 +334,8 @@ class Runner(ManyModels):
         return self._models.peek(model_id).max_sequence_length
 
     def stats(self, model_id: str | None = None) -> dict[str, Any]:
-        """Counters of a loaded model's engine: queue, cache blocks, prefix hits, tokens."""
+        """How a loaded model's engine is doing: queue, cache blocks, prefix hits, tokens and their
+        speed, by the names of docs/kv_cache.md."""
         return self._models.peek(model_id).stats()
 
     def mcp_status(self) -> dict[str, dict[str, Any]]:

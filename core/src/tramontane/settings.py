@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import field, fields, frozen
+from attrs import converters, field, fields, frozen
 
 from tramontane.api.convert import nearest, structure
+from tramontane.api.enums import PagedCacheType
 from tramontane.api.mcp_config import McpClientConfigPy
 from tramontane.api.selector import Selector
 from tramontane.errors import MissingPluginError, UnsupportedError, ValidationError
@@ -80,6 +81,10 @@ def _fraction(instance: object, attribute: Any, value: float | None) -> None:
 def _block_size(instance: object, attribute: Any, value: int | None) -> None:
     if value is not None and value not in BLOCK_SIZES:
         raise ValidationError(f"{attribute.name} must be one of {BLOCK_SIZES}, not {value!r}")
+
+
+def _or_auto(value: Any) -> Any:
+    return PagedCacheType.Auto if value is None else value
 
 
 def _token_source(instance: object, attribute: Any, value: str) -> None:
@@ -151,7 +156,9 @@ class ModelSettings:
     pa_gpu_mem_usage: float | None = field(default=None, validator=_fraction)
     pa_ctxt_len: int | None = field(default=None, validator=_positive)
     pa_blk_size: int | None = field(default=None, validator=_block_size)
-    pa_cache_type: Any = None
+    pa_cache_type: PagedCacheType = field(
+        default=PagedCacheType.Auto, converter=converters.pipe(_or_auto, PagedCacheType)
+    )
     paged_attn: bool = False
     no_paged_attn: bool = False
     seed: int | None = None
@@ -176,11 +183,6 @@ class ModelSettings:
         for name, (kind, provider) in PROVIDED.items():
             if getattr(self, name):
                 plugins.get(kind, provider)
-        if self.pa_cache_type is not None and str(self.pa_cache_type).lower() != "auto":
-            raise UnsupportedError(
-                f"pa_cache_type {self.pa_cache_type} is not in this release: leave it out for a "
-                f"cache in the model's dtype"
-            )
 
     def pipeline_options(self, which: Any, plugins: PluginManager) -> PipelineOptions:
         """These settings as a pipeline takes them, for one model."""
@@ -198,6 +200,7 @@ class ModelSettings:
             cache_bytes=None if self.pa_gpu_mem is None else self.pa_gpu_mem << 20,
             cache_fraction=self.pa_gpu_mem_usage,
             block_size=self.pa_blk_size or BLOCK_SIZES[-1],
+            cache_type=self.pa_cache_type,
             device_layers=self.num_device_layers,
             in_situ_quant=self.in_situ_quant,
             seed=self.seed,

@@ -89,6 +89,12 @@ def test_specs(spec, per_token):
     )
     assert isinstance(cache, LayerCache)
     assert cache.nbytes == 3 * 16 * spec.bytes_per_token(torch.bfloat16)
+    scales = 2 * 4 * spec.num_kv_heads
+    assert spec.bytes_per_token(torch.float8_e4m3fn) == per_token + scales
+    cache = spec.allocate(
+        num_blocks=3, block_size=16, num_seqs=2, dtype=torch.int8, device=torch.device("cpu")
+    )
+    assert cache.nbytes == 3 * 16 * spec.bytes_per_token(torch.int8)
 
 
 @pytest.mark.parametrize("arguments", [(0, 64), (8, 0), (8, 64, 0)])

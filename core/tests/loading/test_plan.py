@@ -206,7 +206,7 @@ def test_context_fraction_and_bytes_size_the_cache():
 
 def test_a_cache_of_another_dtype():
     found = plan(cache_bytes=100 * MIB, dtype=torch.float8_e4m3fn)
-    assert found.num_blocks == 200
+    assert found.num_blocks == 188  # of heads of 64 numbers each vector has a scale of 4 bytes
     assert found.cache_dtype is torch.float8_e4m3fn
 
 

@@ -39,7 +39,7 @@ def test_options_reach_request_and_runner(cli, fake):
     fake.answers = [["x"]]
     options = (
         "--temperature 0.5 --top-p 0.9 --top-k 7 --min-p 0.1 --repetition-penalty 1.2 "
-        "--max-tokens 9 --stop A --stop B --seed 3 --max-seq-len 64 --isq Q4K "
+        "--max-tokens 9 --stop A --stop B --seed 3 --max-seq-len 64 --isq Q4K --cache-type i8 "
         "--chat-template t.jinja --topology layers.yml --imatrix m.dat "
         "--num-device-layers 0:16 --num-device-layers 1:8"
     )
@@ -53,6 +53,7 @@ def test_options_reach_request_and_runner(cli, fake):
     made = fake.made[0]
     assert (made["seed"], made["pa_ctxt_len"], made["chat_template"]) == (3, 64, "t.jinja")
     assert made["in_situ_quant"] == "Q4K"
+    assert made["pa_cache_type"] == "i8"
     assert made["num_device_layers"] == ["0:16", "1:8"]
     assert (made["which"].topology, made["which"].imatrix) == ("layers.yml", "m.dat")
 

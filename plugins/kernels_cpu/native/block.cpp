@@ -134,7 +134,7 @@ EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, 
                              {b->k, k, b->k->rows, nullptr},
                              {b->v, v, b->v->rows, nullptr}};
       multiply(s, qkv, 3, a, T);
-      const int64_t bs = at->block_size, bytes = at->kv_dtype == 0 ? 4 : 2;
+      const int64_t bs = at->block_size, bytes = kv_bytes(*at);
 #pragma omp for schedule(static)
       for (int64_t n = 0; n < T * (H + KVH); n++) {
         const int64_t t = n / (H + KVH), i = n % (H + KVH);
@@ -148,8 +148,9 @@ EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, 
                    int(step->rotary_dim), step->adjacent);
         if (!key) continue;
         const int64_t place = (step->slots[t] / bs * KVH + head) * bs + step->slots[t] % bs;
-        s.store(int(at->kv_dtype), x, at->k + place * D * bytes, D);
-        s.store(int(at->kv_dtype), v + (t * KVH + head) * VD, at->v + place * VD * bytes, VD);
+        const int kind = int(at->kv_dtype);
+        s.store(kind, x, at->k + place * D * bytes, at->k_scales + place, D);
+        s.store(kind, v + (t * KVH + head) * VD, at->v + place * VD * bytes, at->v_scales + place, VD);
       }
       attend_all(s, *at, step->seqs, work, q, T, attended);
       quantize(s, attended, b->o->cols, c, T, supers(b->o));

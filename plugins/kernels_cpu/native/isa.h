@@ -77,33 +77,58 @@ struct Isa {
                 int64_t x_stride, int tokens, float* out, int64_t stride);
   void (*norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*rotate)(float* x, const float* cos, const float* sin, int n, bool adjacent);
-  void (*store)(int kv_dtype, const float* x, uint8_t* out, int64_t n);
+  // One vector into the KV cache; `scale` is written where the type has scales.
+  void (*store)(int kv_dtype, const float* x, uint8_t* out, float* scale, int64_t n);
   void (*gate)(int act, float* gate, const float* up, int n);  // gate = act(gate) · up
   // gate = (up + 1) · gate · sigmoid(alpha · gate), with gate at most limit and up within ±limit
   void (*bounded_gate)(float limit, float alpha, float* gate, const float* up, int n);
-  // scores and values of one key/value head over a run of cached tokens; see attention.inl
+  // scores and values of one key/value head over a run of cached tokens; see attend.inl
   void (*attend)(const struct AttentionSpan&);
 };
 
-// Queries of one key/value head against tokens begin … end - 1 of one sequence.
+// Rows of queries from which keys and values are converted once for all; see attend.inl.
+constexpr int kTileRows = 16;
+
+// Queries of one key/value head, of consecutive tokens of one sequence, against its cached tokens
+// begin … end - 1, as far as each may see them.
 struct AttentionSpan {
-  const float* q;        // [group, head_dim]
+  const float* q;            // [tokens, group, head_dim], q_stride numbers a token
   int64_t q_stride;
-  int group;
+  int tokens, group;
   int head_dim, v_head_dim;
-  const uint8_t* k;      // the head's part of block 0
+  const uint8_t* k;          // the head's part of block 0
   const uint8_t* v;
+  const float* k_scales;     // likewise, of an 8-bit cache
+  const float* v_scales;
   int64_t k_block, v_block;  // bytes from one block to the next
+  int64_t scale_block;       // numbers from one block's scales to the next
   const int32_t* table;
   int block_size;
-  int kv_dtype;          // 0 float32, 1 bfloat16, 2 float16
+  int kv_dtype;              // see stored.inl
   int64_t begin, end;
-  float scale, softcap;  // softcap 0: none
-  float* out;            // [group, v_head_dim], not yet divided by the sum
-  float* maxima;         // [group]
-  float* sums;           // [group]
-  float* scores;         // scratch [group, block_size]
+  int64_t seen;              // cached tokens that the first token may see, itself among them
+  int64_t window;            // how many of them at most; 0: all
+  float scale, softcap;      // softcap 0: none
+  // Of each token, out_stride numbers apart: [group, v_head_dim] not yet divided by the sum, then
+  // the largest scores [group] and the sums [group].
+  float* out;
+  int64_t out_stride;
+  float* scratch;            // of attention_scratch numbers
 };
+
+// Most tokens of one AttentionSpan: as many as keep queries and results in the second-level cache.
+inline int64_t tile_tokens(int64_t group, int64_t head_dim, int64_t v_head_dim) {
+  const int64_t tokens = 16384 / (head_dim + v_head_dim) / group;
+  return tokens < 1 ? 1 : tokens;
+}
+
+inline int64_t attention_scratch(int64_t rows, int64_t head_dim, int64_t v_head_dim,
+                                 int64_t block_size) {
+  const int64_t keys = 64, width = v_head_dim + 31, padded = rows + 5;
+  const int64_t tile = padded * (head_dim + width + keys + 2) + keys * (head_dim + width);
+  const int64_t few = 4 * block_size + 16;
+  return tile > few ? tile : few;
+}
 
 // Call only what the processor can run: filling the table may already use its instructions.
 const Isa* portable();

@@ -1,4 +1,5 @@
 // Fills the function table of one instruction set. TMK_VECTOR is its vector struct.
+#include "attend.inl"
 #include "gate.inl"
 #include "linear.inl"
 #include "pack.inl"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tramontane.cache import PagedKV
 from tramontane.kernels import dispatch
+from tramontane.kernels.eight_bit import dequantize
 from tramontane.nn import (
     AdjacentRope,
     BoundedGate,
@@ -32,6 +33,7 @@ from tramontane.nn import (
 from tramontane.protocols import ForwardBatch
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.quantizer import GgmlQuantizer
+from tramontane_kernels_cpu.attention import KV_DTYPES
 from tramontane_kernels_cpu.library import native, why_not
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
@@ -113,7 +115,11 @@ def run(module: Any, rotary: Rotary | None, kv_dtype: torch.dtype) -> list[Tenso
         x = torch.randn(batch.num_tokens, HIDDEN, generator=generator)
         rope = None if rotary is None else rotary(batch, torch.float32)
         out.append(module(x, rope, batch, cache))
-    return [*out, cache.k.float(), cache.v.float()]
+    return [*out, *(dequantize(*part, torch.float32) for part in stored(cache))]
+
+
+def stored(cache: PagedKV) -> list[tuple[Tensor, Tensor | None]]:
+    return [(cache.k, cache.k_scales), (cache.v, cache.v_scales)]
 
 
 def rotary(layout: type[Rope], part: float = 1.0) -> Rotary:
@@ -153,11 +159,37 @@ def test_attention(options: dict[str, Any]) -> None:
     both_ways(module, rotary(Rope), torch.float32)
 
 
-@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kv_dtype", list(KV_DTYPES))
 @pytest.mark.parametrize("layout", [Rope, AdjacentRope, None])
 def test_rotation_and_cache(layout: type[Rope] | None, kv_dtype: torch.dtype) -> None:
     module = packed(attention(), {"": "q8_0"})
     both_ways(module, None if layout is None else rotary(layout, 0.5), kv_dtype)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.int8])
+def test_an_eight_bit_cache_is_written_as_the_reference_does(kv_dtype: torch.dtype) -> None:
+    """Bit for bit, where what is written is: without rotation the rows are those of k_proj."""
+    module: Any = packed(attention(), {"": "q8_0"})
+    for size in (1.0, 1e-30, 1e30):
+        cache, other = (
+            PagedKV(
+                num_blocks=30,
+                num_kv_heads=KV_HEADS,
+                block_size=BLOCK_SIZE,
+                head_dim=HEAD_DIM,
+                dtype=kv_dtype,
+            )
+            for _ in range(2)
+        )
+        batch = next(steps())
+        x = size * torch.randn(batch.num_tokens, HIDDEN, generator=torch.Generator().manual_seed(2))
+        x[3], x[4, 7] = 0.0, torch.nan
+        module(x, None, batch, cache)
+        k, v = (proj(x).unflatten(-1, (-1, HEAD_DIM)) for proj in (module.k_proj, module.v_proj))
+        other.write(k, v, batch.slots)
+        for (codes, scales), (want, want_scales) in zip(stored(cache), stored(other), strict=True):
+            torch.testing.assert_close(scales, want_scales, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(codes.view(torch.uint8), want.view(torch.uint8))
 
 
 @pytest.mark.parametrize("act", ["silu", "gelu", "gelu_pytorch_tanh", "relu"])

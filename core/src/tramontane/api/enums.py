@@ -136,10 +136,21 @@ class IsqOrganization(_Names):
 
 
 class PagedCacheType(_Names):
-    """How KV cache blocks are stored: in the model's dtype, or in 8 bits."""
+    """How KV cache blocks are stored: in the dtype of the model's activations, in another, or in 8
+    bits with a scale for each head of each token."""
 
     Auto = "auto"
+    BF16 = "bf16"
+    F16 = "f16"
+    F32 = "f32"
     F8E4M3 = "f8e4m3"
+    I8 = "i8"
+
+    @classmethod
+    def aliases(cls) -> Mapping[str, str]:
+        return {"fp8": "F8E4M3", "float8_e4m3fn": "F8E4M3", "int8": "I8"} | {
+            alias: name for alias, name in ModelDType.aliases().items() if "torch" not in alias
+        }
 
 
 class ToolChoice(_Names):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tramontane.cache.paged import zeros
+from tramontane.kernels.eight_bit import LARGEST, SCALE, quantize, raw
 
 
 class PagedLatent:
@@ -16,6 +17,8 @@ class PagedLatent:
 
     Attributes:
         latents: [num_blocks, block_size, kv_lora_rank + rope_dim].
+        scales: [num_blocks, block_size, 2] float32 factors of latent and key where ``latents`` is
+            of an 8-bit type (`tramontane.kernels.eight_bit`), else None.
         block_size: tokens a block.
     """
 
@@ -33,7 +36,11 @@ class PagedLatent:
         self._rank = kv_lora_rank
         shape = (num_blocks, block_size, kv_lora_rank + rope_dim)
         self.latents = zeros(shape, dtype, torch.device(device))
-        self._by_slot = self.latents.flatten(0, 1)  # [num_blocks * block_size, …]
+        self.scales: Tensor | None = None
+        if dtype in LARGEST:
+            self.scales = zeros((num_blocks, block_size, 2), SCALE, torch.device(device))
+        self._parts = [raw(self.latents), *([] if self.scales is None else [self.scales])]
+        self._by_slot = [part.flatten(0, 1) for part in self._parts]  # [num_slots, ...]
 
     @property
     def num_blocks(self) -> int:
@@ -42,7 +49,7 @@ class PagedLatent:
     @property
     def nbytes(self) -> int:
         """Bytes reserved. On a CPU, pages that were never written take no memory."""
-        return self.latents.nbytes
+        return sum(part.nbytes for part in self._parts)
 
     def write(self, latent: Tensor, k_rope: Tensor, slots: Tensor) -> None:
         """Store new tokens.
@@ -52,9 +59,16 @@ class PagedLatent:
             k_rope: [T, rope_dim], rotated.
             slots: [T] int64, all different.
         """
-        both = torch.cat((latent, k_rope), -1)
-        self._by_slot.index_copy_(0, slots, both.to(self.latents.dtype))
+        dtype = self.latents.dtype
+        if self.scales is None:
+            parts = [torch.cat((latent, k_rope), -1).to(dtype)]
+        else:
+            codes, scales = zip(*(quantize(x, dtype) for x in (latent, k_rope)), strict=True)
+            parts = [torch.cat([raw(part) for part in codes], -1), torch.stack(scales, -1)]
+        for mine, new in zip(self._by_slot, parts, strict=True):
+            mine.index_copy_(0, slots, new)
 
     def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
         """Copy whole blocks; both are [N] int64 and no block is in both."""
-        self.latents[destinations] = self.latents[sources]
+        for part in self._parts:
+            part[destinations] = part[sources]

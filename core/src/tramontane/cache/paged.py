@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tramontane.kernels.eight_bit import LARGEST, SCALE, quantize, raw
+
 _ALIGNMENT = 64  # bytes: one cache line, one AVX-512 register
 
 
@@ -19,6 +21,9 @@ class PagedKV:
     Attributes:
         k: [num_blocks, num_kv_heads, block_size, head_dim].
         v: [num_blocks, num_kv_heads, block_size, v_head_dim].
+        k_scales, v_scales: [num_blocks, num_kv_heads, block_size] float32 factors of the vectors in
+            ``k`` and ``v`` where they are of an 8-bit type (`tramontane.kernels.eight_bit`), else
+            None.
         block_size: tokens a block.
     """
 
@@ -38,8 +43,15 @@ class PagedKV:
         self.block_size = block_size
         self.k = zeros((num_blocks, num_kv_heads, block_size, head_dim), dtype, device)
         self.v = zeros((num_blocks, num_kv_heads, block_size, v_head_dim), dtype, device)
-        self._k_by_slot = self.k.transpose(1, 2)  # [num_blocks, block_size, num_kv_heads, head_dim]
-        self._v_by_slot = self.v.transpose(1, 2)
+        self.k_scales: Tensor | None = None
+        self.v_scales: Tensor | None = None
+        if dtype in LARGEST:
+            self.k_scales = zeros((num_blocks, num_kv_heads, block_size), SCALE, device)
+            self.v_scales = zeros((num_blocks, num_kv_heads, block_size), SCALE, device)
+        scales = [t for t in (self.k_scales, self.v_scales) if t is not None]
+        self._parts = [raw(self.k), raw(self.v), *scales]
+        # [num_blocks, block_size, num_kv_heads, ...]
+        self._by_slot = [part.transpose(1, 2) for part in self._parts]
 
     @property
     def num_blocks(self) -> int:
@@ -48,7 +60,7 @@ class PagedKV:
     @property
     def nbytes(self) -> int:
         """Bytes reserved. On a CPU, pages that were never written take no memory."""
-        return self.k.nbytes + self.v.nbytes
+        return sum(part.nbytes for part in self._parts)
 
     def write(self, k: Tensor, v: Tensor, slots: Tensor) -> None:
         """Store new tokens.
@@ -60,13 +72,18 @@ class PagedKV:
         """
         blocks = torch.div(slots, self.block_size, rounding_mode="floor")
         offsets = slots - blocks * self.block_size
-        self._k_by_slot.index_put_((blocks, offsets), k.to(self.k.dtype))
-        self._v_by_slot.index_put_((blocks, offsets), v.to(self.v.dtype))
+        if self.k_scales is None:
+            parts = [k.to(self.k.dtype), v.to(self.v.dtype)]
+        else:
+            (k, k_scales), (v, v_scales) = quantize(k, self.k.dtype), quantize(v, self.v.dtype)
+            parts = [raw(k), raw(v), k_scales, v_scales]
+        for mine, new in zip(self._by_slot, parts, strict=True):
+            mine.index_put_((blocks, offsets), new)
 
     def copy_blocks(self, sources: Tensor, destinations: Tensor) -> None:
         """Copy whole blocks; both are [N] int64 and no block is in both."""
-        self.k[destinations] = self.k[sources]
-        self.v[destinations] = self.v[sources]
+        for part in self._parts:
+            part[destinations] = part[sources]
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

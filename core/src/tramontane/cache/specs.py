@@ -11,8 +11,14 @@ from attrs import field, frozen, validators
 
 from tramontane.cache.latent import PagedLatent
 from tramontane.cache.paged import PagedKV
+from tramontane.kernels.eight_bit import LARGEST, SCALE
 
 _positive = validators.ge(1)
+
+
+def _scale_bytes(dtype: torch.dtype) -> int:
+    """Bytes of the two scales that a token's vectors have where they are stored in 8 bits."""
+    return 2 * SCALE.itemsize if dtype in LARGEST else 0
 
 
 @frozen
@@ -31,7 +37,8 @@ class FullAttention:
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         v_head_dim = self.head_dim if self.v_head_dim is None else self.v_head_dim
-        return self.num_kv_heads * (self.head_dim + v_head_dim) * dtype.itemsize
+        numbers = (self.head_dim + v_head_dim) * dtype.itemsize
+        return self.num_kv_heads * (numbers + _scale_bytes(dtype))
 
     def bytes_per_seq(self, dtype: torch.dtype) -> int:
         return 0
@@ -84,7 +91,7 @@ class LatentAttention:
     rope_dim: int = field(validator=_positive)
 
     def bytes_per_token(self, dtype: torch.dtype) -> int:
-        return (self.kv_lora_rank + self.rope_dim) * dtype.itemsize
+        return (self.kv_lora_rank + self.rope_dim) * dtype.itemsize + _scale_bytes(dtype)
 
     def bytes_per_seq(self, dtype: torch.dtype) -> int:
         return 0

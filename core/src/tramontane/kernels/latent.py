@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tramontane.kernels.parts import Part, gather, plan_parts
+from tramontane.kernels.parts import Part, plan_parts, read
 from tramontane.protocols.batch import ForwardBatch
 
 _NUMBERS = 1 << 24
@@ -27,10 +27,14 @@ class LatentStorage(Protocol):
 
     Attributes:
         latents: [num_blocks, block_size, kv_lora_rank + rope_dim].
+        scales: [num_blocks, block_size, 2] float32, factors of latents and keys, or None where they
+            have none.
     """
 
     @property
     def latents(self) -> Tensor: ...
+    @property
+    def scales(self) -> Tensor | None: ...
 
 
 def latent_attention(
@@ -61,18 +65,26 @@ def latent_attention(
     """
     num_tokens, num_heads, nope_dim = q_nope.shape
     v_head_dim, rank = kv_b.shape[1] - nope_dim, kv_b.shape[2]
-    storage = cache.latents[:, None]  # as a cache of one head
     # Expanding costs rank * (nope + v) products a cached token and head, and saves the difference
     # in width, 2 * rank against nope + v, for each query.
     worth_expanding = rank * (nope_dim + v_head_dim)
     saved = 2 * rank - nope_dim - v_head_dim
     out = q_nope.new_empty(num_tokens, num_heads, v_head_dim)
-    for part in plan_parts(batch, 1, storage.shape[2], None):
+    for part in plan_parts(batch, 1, cache.latents.shape[1], None):
         rows = slice(None) if part.rows is None else part.rows
-        seen = gather(storage, part)  # [num_seqs, 1, length, rank + rope_dim]
+        seen = _seen(cache, rank, part, q_nope.dtype)  # [num_seqs, 1, length, rank + rope_dim]
         attend = _expanded if part.num_queries * saved > worth_expanding else _absorbed
         out[rows] = attend(q_nope[rows], q_rope[rows], kv_b, seen, part, scale)
     return out
+
+
+def _seen(cache: LatentStorage, rank: int, part: Part, dtype: torch.dtype) -> Tensor:
+    storage = cache.latents[:, None]  # as a cache of one head
+    if cache.scales is None:
+        return read(storage, None, part, dtype)
+    factors = cache.scales[:, None].unbind(-1)
+    both = (storage[..., :rank], storage[..., rank:])
+    return torch.cat([read(x, f, part, dtype) for x, f in zip(both, factors, strict=True)], -1)
 
 
 def _absorbed(

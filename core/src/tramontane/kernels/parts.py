@@ -11,6 +11,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from tramontane.kernels.eight_bit import dequantize, raw
 from tramontane.protocols.batch import ForwardBatch
 
 
@@ -168,6 +169,12 @@ def gather(storage: Tensor, part: Part) -> Tensor:
     """What a part sees of ``storage`` [num_blocks, num_kv_heads, block_size, head_dim]:
     [num_seqs, num_kv_heads, stop - start, head_dim]."""
     _, num_kv_heads, block_size, head_dim = storage.shape
-    found = storage.view(-1, block_size, head_dim).index_select(0, part.index)
-    found = found.view(part.num_seqs, num_kv_heads, -1, head_dim)
+    found = raw(storage).view(-1, block_size, head_dim).index_select(0, part.index)
+    found = found.view(storage.dtype).view(part.num_seqs, num_kv_heads, -1, head_dim)
     return found[:, :, part.start : part.stop]
+
+
+def read(storage: Tensor, scales: Tensor | None, part: Part, dtype: torch.dtype) -> Tensor:
+    """`gather` as ``dtype``, times what ``scales`` [num_blocks, num_kv_heads, block_size] says."""
+    factors = None if scales is None else gather(scales[..., None], part)[..., 0]
+    return dequantize(gather(storage, part), factors, dtype)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tramontane.kernels.bidirectional import bidirectional_attention
 from tramontane.kernels.latent import latent_attention
-from tramontane.kernels.parts import Part, gather, plan_parts
+from tramontane.kernels.parts import Part, plan_parts, read
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.quantizer import PackedWeight
 
@@ -30,12 +30,18 @@ class PagedStorage(Protocol):
     Attributes:
         k: [num_blocks, num_kv_heads, block_size, head_dim].
         v: [num_blocks, num_kv_heads, block_size, v_head_dim].
+        k_scales, v_scales: [num_blocks, num_kv_heads, block_size] float32, factors of the vectors
+            in ``k`` and ``v``, or None where they have none.
     """
 
     @property
     def k(self) -> Tensor: ...
     @property
     def v(self) -> Tensor: ...
+    @property
+    def k_scales(self) -> Tensor | None: ...
+    @property
+    def v_scales(self) -> Tensor | None: ...
 
 
 def paged_attention(
@@ -70,8 +76,8 @@ def paged_attention(
     out: Tensor | None = None
     for part in plan_parts(batch, num_kv_heads, block_size, window):
         mine = q if part.rows is None else q[part.rows]
-        k = gather(cache.k, part)  # [num_seqs, num_kv_heads, length, head_dim]
-        v = gather(cache.v, part)
+        k = read(cache.k, cache.k_scales, part, q.dtype)  # [num_seqs, kv heads, length, head_dim]
+        v = read(cache.v, cache.v_scales, part, q.dtype)
         if softcap is not None or sinks is not None:
             h = _written_out(mine, k, v, part, scale, softcap, sinks)
         elif part.num_queries == 1:

@@ -21,6 +21,9 @@ NAMES: dict[str, torch.dtype] = {
 }
 """``ModelDType`` without Auto, in the order in which Auto prefers them."""
 
+EIGHT_BIT: dict[str, torch.dtype] = {"f8e4m3": torch.float8_e4m3fn, "i8": torch.int8}
+"""What ``PagedCacheType`` has beyond those."""
+
 
 @frozen
 class Inventory:
@@ -161,6 +164,24 @@ def choose_dtype(asked: str, inventory: Inventory, device: torch.device) -> torc
     if device.type == "cpu" and (packed or multiplies_narrow(stored, torch.float32, device)):
         return torch.float32
     return stored if stored in order and not packed else order[0]
+
+
+def cache_dtype(asked: str) -> torch.dtype | None:
+    """The dtype in which keys and values are stored; None for that of activations.
+
+    Args:
+        asked: a ``PagedCacheType`` or its name, in any case.
+
+    Raises:
+        ConfigError: no such type.
+    """
+    name = str(getattr(asked, "value", asked)).lower()
+    known = NAMES | EIGHT_BIT
+    if name != "auto" and name not in known:
+        raise ConfigError(
+            f"cache type {asked!r} is unknown; use Auto, {', '.join(n.upper() for n in known)}"
+        )
+    return known.get(name)
 
 
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:

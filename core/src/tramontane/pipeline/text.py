@@ -24,6 +24,7 @@ from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
 from tramontane.errors import PromptTooLongError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind
+from tramontane.loading.dtype import cache_dtype
 from tramontane.loading.live_weights import (
     CALIBRATION_CHUNK,
     LiveWeights,
@@ -84,6 +85,7 @@ class TextPipeline:
             "architecture": loaded.architecture.name,
             "weight_bytes": loaded.plan.weight_bytes,
             "cache_bytes": loaded.plan.cache_bytes,
+            "cache_dtype": str(loaded.plan.cache_dtype).removeprefix("torch."),
             "devices": loaded.device_map.counts,
         }
         self.live_weights = LiveWeights(loaded, options.plugins)
@@ -388,6 +390,7 @@ def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
         cache_fraction=options.cache_fraction,
         cache_bytes=options.cache_bytes,
         block_size=options.block_size,
+        dtype=cache_dtype(options.cache_type),
         max_seqs=options.max_seqs,
         **(
             {}

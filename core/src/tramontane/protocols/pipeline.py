@@ -39,6 +39,7 @@ class PipelineOptions:
         cache_bytes: memory for the KV cache, or None to plan it.
         cache_fraction: share of the device's memory for weights and cache, 0 to 1, or None.
         block_size: tokens of a cache block.
+        cache_type: a ``PagedCacheType`` or its name: how keys and values are stored.
         device_layers: (accelerator, layers there) in the order of the layers, or None to place
             them by memory.
         in_situ_quant: type that weights are packed to while they are loaded, or None.
@@ -58,6 +59,7 @@ class PipelineOptions:
     cache_bytes: int | None = None
     cache_fraction: float | None = None
     block_size: int = 32
+    cache_type: str = "auto"
     device_layers: tuple[tuple[int, int], ...] | None = None
     in_situ_quant: str | None = None
     reserve: Reserve = unlimited

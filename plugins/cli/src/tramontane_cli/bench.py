@@ -14,7 +14,16 @@ import typer
 from attrs import frozen
 
 from tramontane.errors import ValidationError
-from tramontane_cli.options import Arch, DeviceLayers, Dtype, Isq, Model, TokModel, Topology
+from tramontane_cli.options import (
+    Arch,
+    CacheType,
+    DeviceLayers,
+    Dtype,
+    Isq,
+    Model,
+    TokModel,
+    Topology,
+)
 from tramontane_cli.run import load
 from tramontane_cli.terminal import table
 
@@ -53,6 +62,7 @@ def bench(
     isq: Isq = None,
     topology: Topology = None,
     num_device_layers: DeviceLayers = None,
+    cache_type: CacheType = None,
     arch: Arch = None,
     tok_model: TokModel = None,
 ) -> None:
@@ -73,6 +83,8 @@ def bench(
         settings["in_situ_quant"] = isq
     if num_device_layers:
         settings["num_device_layers"] = num_device_layers
+    if cache_type is not None:
+        settings["pa_cache_type"] = cache_type
     begin = time.perf_counter()
     with load(which, settings) as runner:
         complete(runner, "Hi", 2)

@@ -27,6 +27,9 @@ DeviceLayers = Annotated[
         help="Layers on an accelerator, the rest on the CPU; may be repeated.",
     ),
 ]
+CacheType = Annotated[
+    str | None, typer.Option(help="KV cache: auto, f32, bf16, f16, f8e4m3 or i8.")
+]
 Arch = Annotated[str | None, typer.Option(help="Architecture, if not told by config.")]
 TokModel = Annotated[
     str | None, typer.Option(help="Where to take the tokenizer from, if not the model.")

@@ -12,7 +12,16 @@ import typer
 from tramontane_cli.answer import TOO_MANY_ROUNDS, Answer, Screen, stats_line, take
 from tramontane_cli.grammars import HELP as GRAMMAR_HELP
 from tramontane_cli.grammars import grammar_fields
-from tramontane_cli.options import Arch, DeviceLayers, Dtype, Isq, Model, TokModel, Topology
+from tramontane_cli.options import (
+    Arch,
+    CacheType,
+    DeviceLayers,
+    Dtype,
+    Isq,
+    Model,
+    TokModel,
+    Topology,
+)
 from tramontane_cli.terminal import is_terminal, load_progress
 from tramontane_cli.tool_desk import ToolDesk
 
@@ -68,6 +77,7 @@ def run(
     num_device_layers: DeviceLayers = None,
     arch: Arch = None,
     max_seq_len: Annotated[int | None, typer.Option(help="Tokens of context.", min=1)] = None,
+    cache_type: CacheType = None,
     chat_template: Annotated[
         str | None, typer.Option(help="Template file or literal in place of the model's.")
     ] = None,
@@ -114,6 +124,7 @@ def run(
         "seed": seed,
         "chat_template": chat_template,
         "pa_ctxt_len": max_seq_len,
+        "pa_cache_type": cache_type,
         "in_situ_quant": isq,
         "num_device_layers": num_device_layers or None,
     }

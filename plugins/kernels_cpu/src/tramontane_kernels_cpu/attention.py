@@ -18,7 +18,13 @@ from tramontane.kernels.reference import PagedStorage
 from tramontane.protocols import ForwardBatch
 from tramontane_kernels_cpu.library import check, native, threads, variant, why_not
 
-KV_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KV_DTYPES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.float8_e4m3fn: 3,
+    torch.int8: 4,
+}
 
 LONG_PROMPT = 1024
 """Queries of one sequence from which torch's matrix products win over reading the cache once a
@@ -41,6 +47,8 @@ class AttentionRecord(ctypes.Structure):
         ("softcap", ctypes.c_double),
         ("window", ctypes.c_int64),
         ("sinks", ctypes.c_void_p),
+        ("k_scales", ctypes.c_void_p),
+        ("v_scales", ctypes.c_void_p),
     )
 
 
@@ -92,6 +100,8 @@ def attention_record(
         softcap or 0.0,
         window or 0,
         None if sinks is None else sinks.data_ptr(),
+        None if cache.k_scales is None else cache.k_scales.data_ptr(),
+        None if cache.v_scales is None else cache.v_scales.data_ptr(),
     )
 
 

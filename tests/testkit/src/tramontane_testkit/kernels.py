@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import Tensor
 
 from tramontane.cache import PagedKV
+from tramontane.kernels.eight_bit import dequantize
 from tramontane.kernels.reference import OPERATORS
 from tramontane.protocols import ForwardBatch, PackedWeight
 
@@ -62,12 +63,18 @@ ATTENTION_SHAPES: dict[str, AttentionShape] = {
 
 
 def attention_case(
-    shape: AttentionShape, device: torch.device, dtype: torch.dtype
+    shape: AttentionShape,
+    device: torch.device,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, PagedKV, ForwardBatch, dict[str, Any]]:
     """Random arguments of ``paged_attention``: q, cache, batch and keyword arguments.
 
     Blocks are scattered, and every slot that belongs to no token holds a large number, so that
     reading it shows.
+
+    Args:
+        dtype: of the queries, and of the cache where ``cache_dtype`` is None.
     """
     generator = torch.Generator().manual_seed(0)
     size = shape.block_size
@@ -79,11 +86,16 @@ def attention_case(
         block_size=size,
         head_dim=shape.head_dim,
         v_head_dim=shape.v_head_dim,
-        dtype=dtype,
+        dtype=cache_dtype or dtype,
         device=device,
     )
-    cache.k.fill_(50.0)
-    cache.v.fill_(1e4)
+    every = torch.arange(num_blocks * size, device=device)
+    large = torch.ones(len(every), shape.num_kv_heads, 1, device=device)
+    cache.write(
+        50.0 * large.expand(-1, -1, shape.head_dim),
+        1e4 * large.expand(-1, -1, shape.v_head_dim),
+        every,
+    )
     order = torch.randperm(num_blocks, generator=generator).tolist()
     tables = torch.full((len(needs), max(needs)), -1, dtype=torch.int32)
     slots: list[Tensor] = []
@@ -93,7 +105,7 @@ def attention_case(
         mine = tables[row, position // size].long() * size + position % size
         k = torch.randn(total, shape.num_kv_heads, shape.head_dim, generator=generator)
         v = torch.randn(total, shape.num_kv_heads, shape.v_head_dim, generator=generator)
-        cache.write(k.to(device, dtype), v.to(device, dtype), mine.to(device))
+        cache.write(k.to(device), v.to(device), mine.to(device))
         slots.append(mine[total - new :])
     new_lens, totals = [n for n, _ in shape.seqs], [t for _, t in shape.seqs]
     num_tokens = sum(new_lens)
@@ -129,6 +141,8 @@ def naive_attention(
     num_tokens, num_heads, _ = q.shape
     group = num_heads // cache.k.shape[1]
     out = torch.empty(num_tokens, num_heads, cache.v.shape[-1], dtype=torch.float64)
+    keys = dequantize(cache.k, cache.k_scales, torch.float64).cpu()
+    values = dequantize(cache.v, cache.v_scales, torch.float64).cpu()
     row = 0
     for seq, count in enumerate(batch.query_lens):
         for position in range(batch.kv_lens[seq] - count, batch.kv_lens[seq]):
@@ -136,8 +150,8 @@ def naive_attention(
             seen = torch.arange(oldest, position + 1)
             blocks = batch.block_tables[seq].cpu()[seen // cache.block_size].long()
             for head in range(num_heads):
-                k = cache.k.cpu()[blocks, head // group, seen % cache.block_size].double()
-                v = cache.v.cpu()[blocks, head // group, seen % cache.block_size].double()
+                k = keys[blocks, head // group, seen % cache.block_size]
+                v = values[blocks, head // group, seen % cache.block_size]
                 scores = k @ q[row, head].cpu().double() * scale
                 if softcap is not None:
                     scores = softcap * torch.tanh(scores / softcap)
