@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import converters, field, fields, frozen
+from attrs import field, fields, frozen
 
 from tramontane.api.convert import nearest, structure
 from tramontane.api.enums import PagedCacheType
@@ -83,8 +83,8 @@ def _block_size(instance: object, attribute: Any, value: int | None) -> None:
         raise ValidationError(f"{attribute.name} must be one of {BLOCK_SIZES}, not {value!r}")
 
 
-def _or_auto(value: Any) -> Any:
-    return PagedCacheType.Auto if value is None else value
+def _cache_type(value: Any) -> PagedCacheType:
+    return PagedCacheType.Auto if value is None else PagedCacheType(value)
 
 
 def _token_source(instance: object, attribute: Any, value: str) -> None:
@@ -156,9 +156,7 @@ class ModelSettings:
     pa_gpu_mem_usage: float | None = field(default=None, validator=_fraction)
     pa_ctxt_len: int | None = field(default=None, validator=_positive)
     pa_blk_size: int | None = field(default=None, validator=_block_size)
-    pa_cache_type: PagedCacheType = field(
-        default=PagedCacheType.Auto, converter=converters.pipe(_or_auto, PagedCacheType)
-    )
+    pa_cache_type: PagedCacheType = field(default=PagedCacheType.Auto, converter=_cache_type)
     paged_attn: bool = False
     no_paged_attn: bool = False
     seed: int | None = None

@@ -211,9 +211,9 @@ def test_least_recently_used_ends_are_evicted_first(toy):
     assert run([1] * 12) == 0
     assert run([2] * 12) == 0
     assert run([1] * 13) == 12  # used again, and evicts the end of the older one
-    assert blocks.evictions == 1
+    assert blocks.metrics.prefix_evictions == 1
     assert run([2] * 12) == 8
-    assert blocks.evictions == 1
+    assert blocks.metrics.prefix_evictions == 1
 
 
 @pytest.mark.parametrize("reserve", [0, 1])

@@ -7,6 +7,7 @@ sequences. Several sequences share a block only when it is full, so nobody write
 from __future__ import annotations
 
 from tramontane.cache.prefix import PrefixIndex, block_key
+from tramontane.engine.metrics import Metrics
 from tramontane.engine.sequence import Sequence
 
 
@@ -18,19 +19,20 @@ class BlockManager:
         block_size: tokens a block.
         prefix_cache: True to keep what fits, a number to keep the blocks of that many finished
             sequences, False or 0 to share nothing.
-
-    Attributes:
-        hit_tokens: prompt tokens that were found computed.
-        lookup_tokens: prompt tokens for which that was tried.
+        metrics: where hits and evictions are counted; None for its own.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, prefix_cache: bool | int = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_cache: bool | int = True,
+        metrics: Metrics | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.hit_tokens = 0
-        self.lookup_tokens = 0
+        self.metrics = metrics or Metrics()
         # Low numbers first, last freed first: memory that has been touched is used again.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._users = [0] * num_blocks
@@ -52,10 +54,6 @@ class BlockManager:
     @property
     def num_used(self) -> int:
         return self.num_blocks - self.num_available
-
-    @property
-    def evictions(self) -> int:
-        return 0 if self._index is None else self._index.evictions
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
@@ -100,8 +98,11 @@ class BlockManager:
         seq.num_computed = len(hits) * self.block_size
         seq.num_hashed = len(hits)
         if self._index is not None:
-            self.lookup_tokens += seq.num_tokens
-            self.hit_tokens += seq.num_computed
+            metrics = self.metrics
+            metrics.prefix_lookup_tokens += seq.num_tokens
+            metrics.prefix_hit_tokens += seq.num_computed
+            metrics.prefix_hit_blocks += len(hits)
+            metrics.prefix_miss_blocks += self._shareable(seq) - len(hits)
             for key in seq.block_keys[len(hits) :]:
                 self._promised.setdefault(key, seq)
         return True
@@ -169,6 +170,7 @@ class BlockManager:
         else:
             assert self._index is not None, "the caller checked num_available"
             block = self._index.evict()
+            self.metrics.prefix_evictions += 1
         self._users[block] = 1
         return block
 

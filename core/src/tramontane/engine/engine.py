@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from attrs import asdict
 from torch import Tensor
 
 from tramontane.engine.block_manager import BlockManager
@@ -20,6 +21,7 @@ from tramontane.engine.failures import (
     release_frames,
 )
 from tramontane.engine.mailbox import Mailbox
+from tramontane.engine.metrics import Metrics
 from tramontane.engine.output import FinishReason, OutputQueue
 from tramontane.engine.scheduler import Scheduler, Step
 from tramontane.engine.sequence import Sequence, Status
@@ -106,13 +108,10 @@ class Engine:
         self._no_kv_cache = no_kv_cache
         self._block_size = block_size
         self._sampler = Sampler()
+        self._metrics = Metrics()
         self._scheduler = self._new_scheduler()
         self._seeds = None if seed is None else torch.Generator().manual_seed(seed)
         self._seeds_lock = threading.Lock()
-        self._num_steps = 0
-        self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
-        self._busy_secs = 0.0
         self._forward_done = 0.0
 
         self._mailbox = Mailbox()
@@ -201,31 +200,33 @@ class Engine:
         return self._mailbox.closed
 
     def stats(self) -> dict[str, Any]:
-        """Counters since the engine was made; all ints but ``busy_secs``.
+        """How things stand, and counters since the engine was made; docs/kv_cache.md tells what
+        each means.
 
-        ``waiting``, ``running``: sequences now. ``blocks_total``, ``blocks_used``,
-        ``blocks_cached`` (idle, content kept). ``prefix_hit_tokens`` of
-        ``prefix_lookup_tokens``, ``prefix_evictions``. ``preemptions``, ``restarts`` (at
-        ``switch_len``), ``steps``, ``prompt_tokens``, ``generated_tokens``, ``busy_secs`` (time in
-        steps).
+        All of `tramontane.engine.metrics.Metrics`, and ``waiting``, ``running``: sequences now;
+        ``preempted``: of those waiting, the ones that ran before; ``oldest_waiting_secs``;
+        ``blocks_total``, ``blocks_used``, ``blocks_cached`` (idle, content kept), ``block_size``;
+        ``prefix_miss_tokens``, ``prefix_evicted_tokens``; ``computed_tok_per_sec`` and
+        ``generated_tok_per_sec``, over ``busy_secs``.
         """
         scheduler = self._scheduler
-        blocks = scheduler.blocks
-        return {
-            "waiting": len(scheduler.waiting),
+        blocks, metrics = scheduler.blocks, self._metrics
+        waiting = list(scheduler.waiting)
+        fresh = [seq.timings for seq in waiting if seq.timings.scheduled is None]
+        busy_secs = metrics.busy_secs or 1.0
+        return asdict(metrics) | {
+            "waiting": len(waiting),
             "running": len(scheduler.running),
+            "preempted": len(waiting) - len(fresh),
+            "oldest_waiting_secs": max((timings.waited_secs for timings in fresh), default=0.0),
             "blocks_total": blocks.num_blocks,
             "blocks_used": blocks.num_used,
             "blocks_cached": blocks.num_cached,
-            "prefix_hit_tokens": blocks.hit_tokens,
-            "prefix_lookup_tokens": blocks.lookup_tokens,
-            "prefix_evictions": blocks.evictions,
-            "preemptions": scheduler.num_preemptions,
-            "restarts": scheduler.num_restarts,
-            "steps": self._num_steps,
-            "prompt_tokens": self._num_prompt_tokens,
-            "generated_tokens": self._num_generated_tokens,
-            "busy_secs": self._busy_secs,
+            "block_size": blocks.block_size,
+            "prefix_miss_tokens": metrics.prefix_lookup_tokens - metrics.prefix_hit_tokens,
+            "prefix_evicted_tokens": metrics.prefix_evictions * blocks.block_size,
+            "computed_tok_per_sec": metrics.computed_tokens / busy_secs,
+            "generated_tok_per_sec": metrics.generated_tokens / busy_secs,
         }
 
     # From here on: the engine's thread only.
@@ -249,7 +250,7 @@ class Engine:
                 self.step()
             except Exception as exc:
                 self._start_afresh(exc)
-            self._busy_secs += time.perf_counter() - begin
+            self._metrics.busy_secs += time.perf_counter() - begin
 
     def _read_mail(self) -> None:
         submitted, canceled = self._mailbox.collect()
@@ -266,7 +267,7 @@ class Engine:
         except Exception as exc:
             logits = self._forward_singly(step, exc)
         self._forward_done = time.perf_counter()
-        self._num_steps += 1
+        self._metrics.steps += 1
         return logits
 
     def _forward_singly(self, step: Step, error: Exception) -> Tensor:
@@ -324,8 +325,8 @@ class Engine:
             if seq.timings.first_token is None:
                 seq.timings.prompt_done = self._forward_done
                 seq.timings.first_token = time.perf_counter()
-                self._num_prompt_tokens += len(seq.prompt_ids)
-            self._num_generated_tokens += 1
+                self._metrics.prompt_tokens += len(seq.prompt_ids)
+            self._metrics.generated_tokens += 1
             try:
                 reason = seq.append(token, self._eos_token_ids, self.max_seq_len)
             except EngineError as exc:
@@ -344,7 +345,13 @@ class Engine:
     def _end(self, seq: Sequence, reason: FinishReason, error: EngineError | None = None) -> None:
         if seq.status is not Status.FINISHED:
             self._scheduler.remove(seq)
+            self._count_end(reason)
             seq.finish(reason, error)
+
+    def _count_end(self, reason: FinishReason) -> None:
+        self._metrics.finished += 1
+        self._metrics.failed += reason == "error"
+        self._metrics.canceled += reason == "canceled"
 
     def _fail(self, seq: Sequence, error: EngineError) -> None:
         _log.warning("a request failed: %s", error)
@@ -356,6 +363,7 @@ class Engine:
         _log.exception("the engine failed; its requests end, the next ones start afresh")
         scheduler, self._scheduler = self._scheduler, self._new_scheduler()
         for seq in scheduler.running + scheduler.waiting:
+            self._count_end("error")
             seq.finish("error", chained(f"The engine failed: {exc}", exc))
 
     def _shut_down(self) -> None:
@@ -365,7 +373,10 @@ class Engine:
 
     def _new_scheduler(self) -> Scheduler:
         blocks = BlockManager(
-            self._executor.num_blocks, self._block_size, prefix_cache=self._prefix_cache
+            self._executor.num_blocks,
+            self._block_size,
+            prefix_cache=self._prefix_cache,
+            metrics=self._metrics,
         )
         return Scheduler(
             blocks,

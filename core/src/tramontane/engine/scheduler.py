@@ -43,7 +43,7 @@ class Scheduler:
     oldest one therefore always gets on, and everybody becomes the oldest in time.
 
     Args:
-        blocks: the cache's blocks.
+        blocks: the cache's blocks; its metrics are the scheduler's too.
         max_seqs: sequences that may run at once.
         max_step_tokens: tokens a step may compute.
         max_seq_len: tokens of the longest sequence.
@@ -66,8 +66,7 @@ class Scheduler:
         self.blocks = blocks
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.num_preemptions = 0
-        self.num_restarts = 0
+        self.metrics = blocks.metrics
         self._max_seqs = max_seqs
         self._max_step_tokens = max_seqs * max_seq_len if recompute else max_step_tokens
         self._recompute = recompute
@@ -118,6 +117,7 @@ class Scheduler:
     def computed(self, seq: Sequence, num_tokens: int) -> None:
         """The forward has put ``num_tokens`` more tokens of ``seq`` into the cache."""
         seq.num_computed += num_tokens
+        self.metrics.computed_tokens += num_tokens
         seq.state_slots = seq.state_slots[::-1]
         self.blocks.computed(seq)
         if self._recompute and not seq.num_pending:
@@ -131,7 +131,7 @@ class Scheduler:
         seq.regime = regime
         self.blocks.hash_prompt(seq)
         self._queue_again(seq)
-        self.num_restarts += 1
+        self.metrics.restarts += 1
 
     def remove(self, seq: Sequence) -> None:
         """Forget a sequence, whether it waits, runs or was never here; its blocks are free at
@@ -168,7 +168,7 @@ class Scheduler:
         self._stop_running(seq)
         self.blocks.release(seq, finished=False)
         self._queue_again(seq)
-        self.num_preemptions += 1
+        self.metrics.preemptions += 1
 
     def _queue_again(self, seq: Sequence) -> None:
         seq.num_computed = 0
@@ -197,9 +197,13 @@ class Scheduler:
             query_lens.insert(at, length)
 
     def _start_running(self, seq: Sequence) -> None:
+        self.metrics.admissions += 1
         if seq.timings.scheduled is None:
             seq.timings.scheduled = time.perf_counter()
             seq.num_cached_tokens = seq.num_computed
+            waited = seq.timings.waited_secs
+            self.metrics.queue_secs += waited
+            self.metrics.longest_queue_secs = max(self.metrics.longest_queue_secs, waited)
         seq.status = Status.RUNNING
         if self._recurrent:
             seq.state_slots = self._free_states.pop()

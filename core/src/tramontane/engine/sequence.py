@@ -42,6 +42,14 @@ class Timings:
     first_token: float | None = None
     finished: float | None = None
 
+    @property
+    def waited_secs(self) -> float:
+        """In the queue before it was first given blocks; until now while it still waits, and 0 if
+        it was never submitted."""
+        if self.arrived is None:
+            return 0.0
+        return (time.perf_counter() if self.scheduled is None else self.scheduled) - self.arrived
+
 
 @define(kw_only=True, eq=False)
 class Sequence:
