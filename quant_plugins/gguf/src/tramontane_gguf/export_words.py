@@ -19,7 +19,7 @@ SAMPLES = (
 """Texts that the known ways cut differently, the last one since some compose characters first."""
 
 _USUAL = {
-    "llama": ("llama-bpe", "tekken"), "smollm3": ("smollm3",), "qwen2": ("qwen2",),
+    "llama": ("llama-bpe", "tekken"), "qwen2": ("qwen2",),
     "qwen3": ("qwen2",), "qwen3moe": ("qwen2",), "phi2": ("phi-2",), "phi3": ("dbrx", "gpt-4o"),
     "starcoder2": ("starcoder",), "glm4": ("glm4",), "gpt-oss": ("gpt-4o",),
     "deepseek2": ("deepseek-v3", "deepseek-llm"), "granite": ("refact", "dbrx"),
@@ -52,9 +52,7 @@ def words_name(backend: tokenizers.Tokenizer, model: Mapping[str, Any], family: 
 
     tried: dict[int, bool] = {}
     for name in (*_USUAL.get(family, ()), *PRE_TOKENIZERS):
-        kind = PRE_TOKENIZERS.get(name)
-        if kind is None:
-            continue
+        kind = PRE_TOKENIZERS[name]
         if id(kind) not in tried:
             tried[id(kind)] = fits(kind)
         if tried[id(kind)]:
