@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tramontane.errors import EngineError
 from tramontane.sampling import DryParams, Sampler, SamplerState, SamplingParams
 from tramontane.sampling.draw import draw
+from tramontane.sampling.selection import BLOCK, largest
 
 _spec = importlib.util.spec_from_file_location(
     "sampling_reference", Path(__file__).with_name("reference.py")
@@ -39,6 +40,23 @@ def inverse_cdf(row: torch.Tensor, params: SamplingParams, grid: int = 501) -> d
     uniforms = [(i + 0.5) / grid for i in range(grid)]
     tokens = draw(row.expand(grid, -1), [params] * grid, uniforms)
     return {token: count / grid for token, count in Counter(tokens).items()}
+
+
+@pytest.mark.parametrize("size", [4 * BLOCK * 7, 4 * BLOCK * 7 + 5, 33 * BLOCK - 1])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_the_largest_are_those_of_topk(size: int, count: int) -> None:
+    rng = np.random.default_rng(size)
+    values = torch.tensor(np.stack([rng.permutation(size) for _ in range(3)])).float()
+    values[0] = torch.arange(size)  # all in the last blocks and what follows them
+    values[1] = values[0].flip(0)
+    got, want = largest(values, count), torch.topk(values, count, dim=-1)
+    assert torch.equal(got[0], want.values)
+    assert torch.equal(got[1], want.indices)
+    level = torch.full((2, size), -torch.inf)
+    level[:, 5] = 1.0
+    top, columns = largest(level, count)
+    assert torch.equal(top, torch.topk(level, count).values)
+    assert all(len(set(row)) == count for row in columns.tolist())
 
 
 sampled_params = st.builds(

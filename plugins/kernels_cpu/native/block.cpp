@@ -60,6 +60,15 @@ void enter(const Isa& isa, const float* h, int64_t hidden, const float* norm, do
 
 using namespace tmk;
 
+// Rows of x [T, n] over their root mean square, times `weight`; `out` may be `x`.
+EXPORT int64_t tmk_norm(const float* x, const float* weight, double eps, int64_t n, int64_t T,
+                        float* out, int32_t threads) {
+  const Isa& s = isa();
+#pragma omp parallel for schedule(static) num_threads(threads) if (T > 1)
+  for (int64_t t = 0; t < T; t++) s.norm(x + t * n, weight, float(eps), n, out + t * n);
+  return kOk;
+}
+
 // `h` and `out` are [T, hidden] and must not overlap.
 EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, const float* h,
                          float* out, int32_t threads) {

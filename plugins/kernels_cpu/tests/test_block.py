@@ -238,6 +238,20 @@ def test_a_router_of_another_kind_is_left_alone() -> None:
         assert module.mlp.experts._whole is not None
 
 
+@pytest.mark.parametrize("size", [1, 7, 64, 300])
+def test_norm(size: int) -> None:
+    module: Any = packed(RMSNorm(size, 1e-5), {"": ""})
+    x = torch.randn(2, 5, size, generator=torch.Generator().manual_seed(6)) * 3
+    whole = module(x)
+    assert module._whole is not None
+    assert torch.equal(whole[1, 2], module(x[1, 2]))
+    assert module(x[:, :0]).shape == (2, 0, size)
+    every_other = torch.stack((x, x), -1)[..., 0]
+    assert torch.equal(module(every_other), whole)
+    module._whole = None
+    torch.testing.assert_close(whole, module(x), rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_not_covered_is_left_alone() -> None:
     mixed = layer({"": "q4_k", "v_proj": "q8_0"})  # rounds activations in two ways
     assert mixed._whole is None

@@ -23,7 +23,7 @@ ENVIRONMENT = "TRAMONTANE_KERNELS"
 
 Operator = Callable[..., Any]
 
-WHOLE_MODULES = ("self_attention", "gated_mlp", "gated_experts", "pre_norm_layer")
+WHOLE_MODULES = ("rms_norm", "self_attention", "gated_mlp", "gated_experts", "pre_norm_layer")
 """Modules of `tramontane.nn` that a kernel may compute in one call."""
 
 

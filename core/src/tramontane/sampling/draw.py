@@ -15,6 +15,7 @@ from attrs import frozen
 from torch import Tensor
 
 from tramontane.sampling.params import SamplingParams
+from tramontane.sampling.selection import largest
 
 FIRST_NUCLEUS = 256
 NUCLEUS_GROWTH = 8
@@ -106,13 +107,13 @@ def _from_all(rows: _Rows) -> Tensor:
 
 def _from_top(rows: _Rows, size: int) -> Tensor:
     """Tokens [R] among the ``size`` most likely ones."""
-    return _from_selected(rows, *torch.topk(rows.probs, size, dim=-1))
+    return _from_selected(rows, *largest(rows.probs, size))
 
 
 def _from_nucleus(rows: _Rows, size: int) -> Tensor:
     """Tokens [R] among as many of the most likely ones as ``top_p`` keeps."""
     size = min(size, rows.probs.shape[-1])
-    weights, ids = torch.topk(rows.probs, size, dim=-1)
+    weights, ids = largest(rows.probs, size)
     tokens = _from_selected(rows, weights, ids)
     if size < rows.probs.shape[-1]:
         mass = weights.cumsum(-1, dtype=rows.top_p.dtype)[:, -1]  # a row's own, unlike a sum

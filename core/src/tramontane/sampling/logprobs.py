@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tramontane.sampling.selection import largest
+
 Top = tuple[tuple[int, float], ...]
 
 
@@ -23,7 +25,7 @@ def logprobs_of(logits: Tensor, chosen: list[int], num_top: list[int]) -> list[t
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     own = torch.gather(logprobs, 1, torch.tensor(chosen, device=logits.device)[:, None])[:, 0]
-    values, ids = torch.topk(logprobs, min(max(num_top), logits.shape[-1]), dim=-1)
+    values, ids = largest(logprobs, min(max(num_top), logits.shape[-1]))
     tops = zip(ids.tolist(), values.tolist(), num_top, strict=True)
     return list(zip(own.tolist(), (_likely(*top) for top in tops), strict=True))
 

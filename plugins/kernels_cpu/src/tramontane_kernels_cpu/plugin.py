@@ -25,6 +25,13 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             summary="one pass over the blocks of the KV cache",
         ),
         KernelSpec(
+            name="native RMS norm",
+            target="tramontane_kernels_cpu.norm:rms_norm",
+            op="rms_norm",
+            device="cpu",
+            summary="one call, without torch's intermediate tensors",
+        ),
+        KernelSpec(
             name="native self-attention",
             target="tramontane_kernels_cpu.block:self_attention",
             op="self_attention",
