@@ -70,8 +70,8 @@ def limited(nbytes: int = 0) -> Iterator[None]:
 
 @cache
 def _map_large_allocations() -> None:
-    """Have malloc map each large allocation anew: it would take some from what it holds free,
-    which no limit counts."""
+    """Have malloc map large allocations anew, as far as nothing that it holds free is large enough:
+    what it holds free counts for no limit."""
     with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 128 << 10)
 
