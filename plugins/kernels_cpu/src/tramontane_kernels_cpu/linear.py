@@ -58,7 +58,7 @@ def _through_torch(x: Tensor, weight: Tensor, out: Tensor) -> None:
 
 def supports(**facts: Any) -> bool:
     if facts.get("format") in AFFINE:
-        return facts["group_size"] % 32 == 0
+        return bool(facts["group_size"] % 32 == 0)
     return facts.get("format") in TYPES
 
 
