@@ -28,6 +28,10 @@ inline __m512 emulated_cvtepi32_ps(const __m512i& a) {
   return joined<__m512>(_mm256_cvtepi32_ps(half(a, 0)), _mm256_cvtepi32_ps(half(a, 1)));
 }
 
+inline __m512i emulated_cvtepi8_epi32(__m128i a) {
+  return joined<__m512i>(_mm256_cvtepi8_epi32(a), _mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)));
+}
+
 inline __m512 emulated_cvtph_ps(__m256i a) {
   return joined<__m512>(_mm256_cvtph_ps(_mm256_extracti128_si256(a, 0)),
                         _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1)));
@@ -45,6 +49,7 @@ inline __m512i emulated_srai_epi32(const __m512i& a, int bits) {
 }  // namespace
 }  // namespace tmk
 #define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
 #define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
 #define _mm512_cvtph_ps emulated_cvtph_ps
 #define _mm512_srai_epi32 emulated_srai_epi32
