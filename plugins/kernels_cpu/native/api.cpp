@@ -82,6 +82,17 @@ EXPORT int64_t tmk_pack_affine(const Linear* w, const uint8_t* codes, const uint
   return size < 0 ? size : pack_affine(isa(), *w, codes, scales, minima, dst, threads);
 }
 
+// Rows first … first + count - 1 of a weight that is widened: [count, cols].
+EXPORT int64_t tmk_floats(const Linear* w, int64_t first, int64_t count, float* out,
+                          int32_t threads) {
+  const Isa& s = isa();
+  if (!is_widened(w->type) || !usable(s, *w)) return kUnknown;
+  if (first < 0 || count < 0 || first + count > w->rows) return kBadShape;
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < count; i++) s.floats(*w, first + i, out + i * w->cols);
+  return kOk;
+}
+
 // out[t, :] = w · x[t] for T tokens; `stride` numbers from one row of `out` to the next.
 EXPORT int64_t tmk_linear(const Linear* w, const float* x, int64_t x_stride, int64_t T, float* out,
                           int64_t stride, int32_t threads) {

@@ -86,6 +86,7 @@ EXPORT int64_t tmk_block(const Block* b, const Attention* at, const Step* step, 
   if (experts && (!usable(s, *b->experts) || !plain_bytes(b->router->scores->type) ||
                   b->router->scores->rows != b->experts->count || top_k > b->experts->count))
     return kBadShape;
+  if (b->gate && rows_apart(*b->gate) != rows_apart(*b->up)) return kBadShape;
 
   // The halves use the same memory one after the other.
   size_t half = 0, attend_bytes = 0;

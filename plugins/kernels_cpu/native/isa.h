@@ -43,6 +43,17 @@ inline int plain_bytes(int type) {
 // Bits of a code of affine types; else 0.
 inline int affine_bits(int type) { return type > kAffine && type <= kAffine + 8 ? type - kAffine : 0; }
 
+// Whether codes stay as they are stored and are widened to floats.
+inline bool is_widened(int type) { return type >= kE4M3; }
+
+// Whether activations are taken as they are.
+inline bool takes_floats(int type) { return plain_bytes(type) || is_widened(type); }
+
+// How far apart the rows lie that share scales, and are computed together.
+inline int64_t rows_apart(const Linear& w) {
+  return w.type > kCrossed ? w.rows / w.beside->height : 1;
+}
+
 constexpr int kRows = 16;  // rows of one call: one panel of 16 lanes, or two of 8
 constexpr int kTiles = 4;  // functions for tiles of 1, 2, 4 and 8 tokens
 
@@ -75,6 +86,10 @@ struct Isa {
   // out[t * stride + r] = row r of float weights [rows, cols] times token t: kRows, 8 tokens at most.
   void (*plain)(int type, const uint8_t* w, int rows, int64_t cols, const float* x,
                 int64_t x_stride, int tokens, float* out, int64_t stride);
+  // The same of rows `row`, `row` + rows_apart, … of a weight that is widened.
+  void (*widened)(const Linear& w, int64_t row, int rows, const float* x, int64_t x_stride,
+                  int tokens, float* out, int64_t stride);
+  void (*floats)(const Linear& w, int64_t row, float* out);  // a row of such a weight
   void (*norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*rotate)(float* x, const float* cos, const float* sin, int n, bool adjacent);
   // One vector into the KV cache; `scale` is written where the type has scales.

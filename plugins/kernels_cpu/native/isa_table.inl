@@ -5,6 +5,7 @@
 #include "pack.inl"
 
 #include "affine.inl"
+#include "widened.inl"
 
 namespace tmk {
 namespace {
@@ -34,6 +35,8 @@ Isa make_table(const char* name) {
   isa.quantize = quantize_token;
   isa.attend = attend;
   isa.plain = plain;
+  isa.widened = widened;
+  isa.floats = floats;
   isa.norm = norm;
   isa.rotate = rotate;
   isa.store = store_as;

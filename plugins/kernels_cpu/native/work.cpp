@@ -36,6 +36,14 @@ Activations place(const Isa&, uint8_t* p, int64_t T, int64_t K) {
 bool usable(const Isa& isa, const Linear& w) {
   if (const int bits = affine_bits(w.type))
     return isa.affine[bits][0] && w.group > 0 && w.group % 32 == 0 && w.cols % w.group == 0;
+  if (is_widened(w.type)) {
+    if (!w.beside || w.beside->height < 1 || w.beside->width < 1) return false;
+    const int bits = w.type - kCrossed;
+    if (bits <= 0) return w.type == kE4M3 || (w.type == kBook && w.cols % 2 == 0);
+    const int64_t size = w.beside->height;
+    return (bits == 1 || bits == 2 || bits == 4 || bits == 8) && size % 32 == 0 && w.rows > 0 &&
+           w.rows % size == 0 && w.cols % 32 == 0;
+  }
   return w.type >= 0 && w.type < 40 && (isa.linear[w.type][0] || plain_bytes(w.type));
 }
 
@@ -55,14 +63,6 @@ void quantize(const Isa& isa, const float* x, int64_t stride, Activations& a, in
   }
 }
 
-namespace {
-
-inline void add_to(float* o, const float* other, int n) {
-  for (int i = 0; i < n; i++) o[i] += other[i];
-}
-
-}  // namespace
-
 void multiply(const Isa& isa, const Product* jobs, int count, const Activations& x, int64_t T) {
   const int64_t step = strips_at_once(isa, *jobs[0].w, T);
   const auto pieces = [&](const Product& job) { return (strips_of(*job.w) + step - 1) / step; };
@@ -81,10 +81,10 @@ void multiply(const Isa& isa, const Product* jobs, int count, const Activations&
       strip_times(isa, w, x, s, tile, got);
       for (int t = 0; t < tile.n; t++) {
         float* one = got + t * kRows;
-        const int64_t at = (tile.first + t) * job->stride + s.row;
-        if (w.bias) add_to(one, w.bias + s.row, s.rows);
-        if (job->add) add_to(one, job->add + at, s.rows);
-        std::memcpy(job->out + at, one, sizeof(float) * s.rows);
+        const int64_t at = (tile.first + t) * job->stride;
+        if (w.bias) s.add(w.bias, one);
+        if (job->add) s.add(job->add + at, one);
+        s.put(job->out + at, one);
       }
     });
   }
@@ -102,10 +102,10 @@ void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int ac
       strip_times(isa, up, x, s, tile, raised);
       for (int t = 0; t < tile.n; t++) {
         float *one = got + t * kRows, *other = raised + t * kRows;
-        if (gate.bias) add_to(one, gate.bias + s.row, s.rows);
-        if (up.bias) add_to(other, up.bias + s.row, s.rows);
+        if (gate.bias) s.add(gate.bias, one);
+        if (up.bias) s.add(up.bias, other);
         isa.gate(act, one, other, s.rows);
-        std::memcpy(out + (tile.first + t) * stride + s.row, one, sizeof(float) * s.rows);
+        s.put(out + (tile.first + t) * stride, one);
       }
     });
   }

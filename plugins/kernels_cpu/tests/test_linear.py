@@ -187,7 +187,8 @@ def test_other_instruction_sets(isa: str) -> None:
     assert used is not None
     if isa == used.isa or os.environ.get(ENVIRONMENT):
         pytest.skip(f"this run uses {used.isa} already")
-    files = [__file__, str(Path(__file__).with_name("test_affine.py"))]
+    beside = ("test_affine.py", "test_widened.py")
+    files = [__file__, *(str(Path(__file__).with_name(name)) for name in beside)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     command += ["--import-mode=importlib", "-k", "not instruction_sets"]
     done = subprocess.run(

@@ -140,8 +140,13 @@ class GroupAffineWeight(PackedWeight):
 
     @property
     def facts(self) -> Mapping[str, Hashable]:
-        """``group_size``."""
-        return {"group_size": self.group_size}
+        """See `tramontane.protocols.PackedWeight.facts`."""
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "groups": "columns",
+            "columns": self.shape[-1],
+        }
 
     @property
     def nbytes(self) -> int:

@@ -34,7 +34,17 @@ class PackedWeight(ABC):
     @property
     def facts(self) -> Mapping[str, Hashable]:
         """What a kernel must know beside ``format`` before it can say whether it multiplies with
-        this weight, by name: sizes of groups, for example. None for most formats."""
+        this weight; nothing for most formats. Those whose numbers share scales in groups give:
+
+        * ``bits``: of a code.
+        * ``group_size``: numbers of a group.
+        * ``groups``: ``"columns"`` for neighbours in a row, ``"rows"`` for numbers of one column
+          in equally distant rows, ``"scattered"`` for neither.
+        * ``columns``: of the weight.
+
+        One whose groups are of columns may have a method ``affine()``, which gives it as a
+        `tramontane.nn.GroupAffineWeight`.
+        """
         return {}
 
     @property

@@ -39,7 +39,6 @@ from tramontane_kernels_cpu.attention import (
 )
 from tramontane_kernels_cpu.experts import bind_experts, bind_router
 from tramontane_kernels_cpu.library import check, native, threads, why_not
-from tramontane_kernels_cpu.linear import MANY_ROWS
 from tramontane_kernels_cpu.parts import ACTS, Whole, is_plain, listened
 from tramontane_kernels_cpu.weights import NativeWeight
 
@@ -164,7 +163,11 @@ def _add_mlp(bound: _Bound, module: nn.Module) -> bool:
         return False
     bound.block.act = ACTS[module.act]
     names = ("gate", "up", "down")
-    return _add_linears(bound, names, [getattr(module, f"{n}_proj") for n in names], alike=2)
+    parts = [getattr(module, f"{name}_proj") for name in names]
+    gate, up, _ = (getattr(part, "operand", None) for part in parts)
+    if getattr(gate, "apart", 1) != getattr(up, "apart", 1):
+        return False  # their rows are computed in pairs
+    return _add_linears(bound, names, parts, alike=2)
 
 
 def _add_experts(bound: _Bound, module: nn.Module) -> bool:
@@ -198,8 +201,8 @@ def _add_linears(
         setattr(bound.block, name, operand.address)
     bound.kept += operands
     bound.modules += modules
-    if any(operand.dense is not None for operand in operands):
-        bound.most_rows = MANY_ROWS
+    limits = [operand.many_rows for operand in operands if operand.many_rows is not None]
+    bound.most_rows = min([bound.most_rows, *limits])
     return True
 
 

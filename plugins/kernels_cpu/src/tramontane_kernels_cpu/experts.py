@@ -29,9 +29,8 @@ from tramontane.nn import (
     SoftmaxTopK,
 )
 from tramontane_kernels_cpu.library import check, native, threads, why_not
-from tramontane_kernels_cpu.linear import MANY_ROWS
 from tramontane_kernels_cpu.parts import ACTS, Whole, is_plain, listened
-from tramontane_kernels_cpu.weights import LinearRecord, NativeWeight
+from tramontane_kernels_cpu.weights import MANY_ROWS, LinearRecord, NativeWeight
 
 _PLAIN_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 
@@ -168,6 +167,8 @@ def _records(stack: nn.Module, kept: list[Any]) -> tuple[Any, int] | None:
     elif is_plain(stack, PackedExpertLinear) or is_plain(stack, NarrowExpertLinear):
         operands: list[Any] = stack.operands  # type: ignore[assignment]
         if not all(isinstance(o, NativeWeight) and o.order is None for o in operands):
+            return None
+        if any(operand.widened is not None for operand in operands):
             return None
         if len({(operand.shape, operand.super_columns) for operand in operands}) != 1:
             return None

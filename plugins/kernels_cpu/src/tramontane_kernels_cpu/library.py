@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _pointer, _int)),
     "tmk_affine_bytes": (_long, (_pointer,)),
     "tmk_pack_affine": (_long, (*[_pointer] * 5, _int)),
+    "tmk_floats": (_long, (_pointer, _long, _long, _pointer, _int)),
     "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
     "tmk_attention": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
     "tmk_norm": (_long, (_pointer, _pointer, ctypes.c_double, _long, _long, _pointer, _int)),

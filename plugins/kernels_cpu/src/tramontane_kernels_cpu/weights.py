@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from copy import copy
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,6 +14,8 @@ from tramontane.errors import CheckpointError
 from tramontane.nn import GroupAffineWeight
 from tramontane.protocols import PackedWeight
 from tramontane_kernels_cpu.library import check, native, threads
+from tramontane_kernels_cpu.widened import TYPES as WIDENED
+from tramontane_kernels_cpu.widened import Widened, widened
 
 PLAIN = {
     "gguf.f32": (0, torch.float32),
@@ -46,6 +49,10 @@ TYPES = {
 AFFINE = {f"affine.{bits}": 64 + bits for bits in (2, 3, 4, 5, 6, 8)}
 """Formats of `GroupAffineWeight`, whose groups must be multiples of 32 columns; the same."""
 
+MANY_ROWS, MANY_ROWS_WIDENED = 96, 32
+"""Rows of activations from which torch's product with plain floats, and with floats made of codes
+for that purpose, is faster."""
+
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 _K_QUANTS = frozenset({10, 11, 12, 13, 14, 23})
@@ -62,6 +69,7 @@ class LinearRecord(ctypes.Structure):
         ("data", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("group", ctypes.c_int64),
+        ("beside", ctypes.c_void_p),
     )
 
 
@@ -74,7 +82,10 @@ class NativeWeight:
             are.
         super_columns: columns that activations are rounded under one scale with: 32 or 256, or 0
             where they are not rounded.
-        dense: [out, in] where the weight is plain floats, else None.
+        many_rows: rows of activations from which torch's product with the weight as floats is
+            faster; None where it never is.
+        widened: what a weight consists of whose codes stay as they are stored, else None.
+        apart: how far apart rows lie that are computed together; 1 for neighbours.
         order: [in] column of the activations that each column of the weight meets; None for those
             of its own number.
         address: of the C record, for calls.
@@ -87,20 +98,30 @@ class NativeWeight:
         if experts not in ([], [1]):
             raise ValueError(f"a stack of {experts} matrices is no linear weight")
         self.shape = (rows, cols)
-        self.dense: Tensor | None = None
+        self.super_columns, self.apart = 0, 1
+        self.many_rows: int | None = None
+        self._dense: Tensor | None = None
+        self.widened: Widened | None = None
         self.order: Tensor | None = None
         self._record = LinearRecord(rows=rows, cols=cols)
         self.address = ctypes.addressof(self._record)
         found: Any = weight
-        if isinstance(weight, GroupAffineWeight):
+        if weight.facts.get("groups") == "columns" and hasattr(weight, "affine"):
+            found = weight.affine()
+        if isinstance(found, GroupAffineWeight):
             self.super_columns = 32
-            self.order = weight.order
-            self.data = _affine_panels(library.calls, weight, self._record)
+            self.order = found.order
+            self.data = _affine_panels(library.calls, found, self._record)
         elif weight.format in PLAIN:
-            self._record.type = TYPES[weight.format]
-            self.super_columns = 0
+            self._record.type, dtype = PLAIN[weight.format]
+            self.many_rows = MANY_ROWS
             self.data = found.blocks.contiguous()
-            self.dense = self.data.view(PLAIN[weight.format][1]).view(rows, cols)
+            self._dense = self.data.view(dtype).view(rows, cols)
+        elif weight.format in WIDENED:
+            parts = self.widened = widened(weight)
+            self._record.type, self._record.beside = parts.kind, ctypes.addressof(parts.beside)
+            self.many_rows, self.apart = MANY_ROWS_WIDENED, parts.apart
+            self.data = parts.codes
         else:
             kind = self._record.type = TYPES[weight.format]
             self.super_columns = 256 if kind in _K_QUANTS else 32
@@ -115,15 +136,25 @@ class NativeWeight:
 
     def biased(self, bias: Tensor) -> NativeWeight:
         """The same panels with a bias."""
-        twin = object.__new__(NativeWeight)
-        twin.shape, twin.data = self.shape, self.data
-        twin.super_columns, twin.dense, twin.order = self.super_columns, self.dense, self.order
+        twin = copy(self)
         twin.bias = bias.detach().float().contiguous()
         record = LinearRecord()
         ctypes.pointer(record)[0] = self._record
         record.bias = twin.bias.data_ptr()
         twin._record, twin.address = record, ctypes.addressof(record)
         return twin
+
+    def floats(self, start: int, stop: int) -> Tensor:
+        """Rows ``start:stop`` as float32, where `many_rows` is not None."""
+        if self._dense is not None:
+            return self._dense[start:stop].float()
+        stop = min(stop, self.shape[0])
+        out = torch.empty(stop - start, self.shape[1])
+        library = native()
+        assert library is not None
+        call = library.calls.tmk_floats
+        check(call(self.address, start, stop - start, out.data_ptr(), threads()))
+        return out
 
 
 _packed: WeakKeyDictionary[PackedWeight, NativeWeight] = WeakKeyDictionary()
@@ -139,7 +170,7 @@ def repack(weight: PackedWeight) -> NativeWeight:
         _packed[weight] = NativeWeight(weight)
         # What was read from a file need not stay in memory beside its panels.
         release = getattr(weight, "release", None)
-        if release is not None and _packed[weight].dense is None:
+        if release is not None and _packed[weight].many_rows is None:
             release()
     return _packed[weight]
 

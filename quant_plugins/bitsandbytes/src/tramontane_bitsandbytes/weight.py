@@ -7,7 +7,7 @@ the first in its upper half.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import prod
 from typing import Self
 
@@ -111,6 +111,17 @@ class CodebookWeight(PackedWeight):
 
     def __repr__(self) -> str:
         return f"CodebookWeight({self.kind}, block={self.block}, shape={list(self.shape)})"
+
+    @property
+    def facts(self) -> Mapping[str, Hashable]:
+        """See `tramontane.protocols.PackedWeight.facts`."""
+        in_rows = not self.skipped and self.shape[1] % self.block == 0
+        return {
+            "bits": 4,
+            "group_size": self.block,
+            "groups": "columns" if in_rows else "scattered",
+            "columns": self.shape[1],
+        }
 
     @property
     def nbytes(self) -> int:

@@ -9,13 +9,14 @@ away: the first part of the rows lies in the highest bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import prod
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from tramontane.nn import GroupAffineWeight, pack_bits
 from tramontane.protocols import PackedWeight
 
 WORDS = {1: torch.uint8, 2: torch.uint8, 3: torch.int32, 4: torch.uint8, 8: torch.uint8}
@@ -83,6 +84,22 @@ class HqqWeight(PackedWeight):
         )
 
     @property
+    def facts(self) -> Mapping[str, Hashable]:
+        """See `tramontane.protocols.PackedWeight.facts`."""
+        rows, columns = self.whole_shape
+        if self.axis:
+            groups = "scattered" if columns % self.group_size else "columns"
+        else:
+            whole = self.shape == self.whole_shape and rows % self.group_size == 0
+            groups = "rows" if whole else "scattered"
+        return {
+            "bits": self.bits,
+            "group_size": self.group_size,
+            "groups": groups,
+            "columns": columns,
+        }
+
+    @property
     def nbytes(self) -> int:
         whole = self.codes.nbytes + self.scales.nbytes + self.zeros.nbytes
         return whole * self.shape[0] // max(1, self.whole_shape[0])
@@ -98,6 +115,22 @@ class HqqWeight(PackedWeight):
         codes = unpack(self.codes, self.bits)[:rows]
         values = (codes.float() - self.zeros.float()) * self.scales.float()
         return values.to(dtype).view(self.shape)
+
+    def affine(self) -> GroupAffineWeight:
+        """The same as a scale and a bias a group.
+
+        Raises:
+            ValueError: groups are not of columns of one row.
+        """
+        if self.facts["groups"] != "columns":
+            raise ValueError(f"groups of {self!r} are not of columns of one row")
+        count = self.whole_shape[1] // self.group_size  # groups of a row
+        rows = slice(self.window[0] * count, self.window[1] * count)
+        codes = unpack(self.codes, self.bits)[rows].view(self.shape)
+        scales, zeros = (t[rows].float().view(-1, count) for t in (self.scales, self.zeros))
+        return GroupAffineWeight(
+            pack_bits(codes, self.bits), scales, -zeros * scales, bits=self.bits
+        )
 
     def rows(self, start: int, stop: int) -> Self:
         start, stop, _ = slice(start, stop).indices(self.shape[0])

@@ -1,0 +1,256 @@
+// Weights whose codes stay as they are stored and are widened to floats in registers: 8-bit floats,
+// codes into a table, and codes whose scales are shared across rows. Activations are not rounded.
+// Needs float_ops.inl before it.
+#include <cmath>
+#include <cstring>
+
+#include "isa.h"
+
+namespace tmk {
+namespace {
+
+inline vi splat_int(int32_t x) { return vi{} + x; }
+
+// E4M3 (arXiv:2209.05433) without its NaN, divided by 2^8: the bits of a float16.
+struct E4M3 {
+  static constexpr int per_byte = 1;
+  static constexpr float factor = 256.0f;
+  explicit E4M3(const Linear&) {}
+  inline float one(const uint8_t* p, int64_t i) const {
+    return half_to_float(uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7));
+  }
+  inline vf vec(const uint8_t* p, int64_t i) const {
+    p += i;
+#if defined(__F16C__) && TMK_FLOATS == 16
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(short(0xbfff)));
+    return (vf)_mm512_cvtph_ps(half);
+#elif defined(__F16C__)
+    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)p));
+    return (vf)_mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(short(0xbfff))));
+#else
+    typedef uint8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
+    const vi code = __builtin_convertvector(*(const bytes*)p, vi);
+    return (vf)((code & 0x7f) << 20 | code << 24 & splat_int(int32_t(0x80000000))) * 0x1p112f;
+#endif
+  }
+};
+
+// Codes of four bits, the first of two in the upper half of a byte.
+struct Book {
+  static constexpr int per_byte = 2;
+  static constexpr float factor = 1.0f;
+  const float* book;
+  explicit Book(const Linear& w) : book(w.beside->book) {}
+  inline float one(const uint8_t* p, int64_t i) const {
+    return book[p[i / 2] >> (i % 2 ? 0 : 4) & 15];
+  }
+  inline vf vec(const uint8_t* p, int64_t i) const {
+#if TMK_FLOATS == 8 && defined(__AVX2__)
+    int32_t word;
+    std::memcpy(&word, p + i / 2, 4);
+    const vi code = splat_int(word) >> vi{4, 0, 12, 8, 20, 16, 28, 24};  // looked at: four bits
+    const vf low = (vf)_mm256_permutevar8x32_ps((__m256)load(book), (__m256i)code);
+    const vf high = (vf)_mm256_permutevar8x32_ps((__m256)load(book + 8), (__m256i)code);
+    return (vf)_mm256_blendv_ps((__m256)low, (__m256)high, (__m256)(code << 28));
+#elif TMK_FLOATS == 16 && defined(__AVX512F__)
+    const __m128i pairs = _mm_loadl_epi64((const __m128i*)(p + i / 2));
+    const __m128i upper = _mm_srli_epi16(pairs, 4);
+    const __m512i code = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(upper, pairs));  // four bits count
+    return (vf)_mm512_permutexvar_ps(code, (__m512)load(book));
+#else
+    vf o;
+    for (int j = 0; j < N; j++) o[j] = one(p, i + j);
+    return o;
+#endif
+  }
+};
+
+// R rows times T tokens, a run of columns under one scale after the other. One accumulator a product
+// whatever R and T are, so that a token's result does not depend on its neighbours.
+template <class C, int R, int T>
+inline void scaled_dots(const Linear& w, int64_t row, const float* x, int64_t x_stride, float* out,
+                        int64_t stride) {
+  const Beside& b = *w.beside;
+  const C codes(w);
+  const int64_t row_bytes = w.cols / C::per_byte;
+  const uint8_t* p[R];
+  const float* s[R];
+  for (int r = 0; r < R; r++) {
+    p[r] = w.data + (row + r) * row_bytes;
+    s[r] = b.scales + (b.first_row + row + r) / b.height * b.across;
+  }
+  vf sum[R][T] = {};
+  float rest[R][T] = {};
+  for (int64_t begin = 0, tile = 0; begin < w.cols; begin += b.width, tile++) {
+    const int64_t end = begin + b.width < w.cols ? begin + b.width : w.cols;
+    vf acc[R][T] = {};
+    int64_t i = begin;
+    const auto step = [&]() __attribute__((always_inline)) {
+      vf rows[R];
+      for (int r = 0; r < R; r++) rows[r] = codes.vec(p[r], i);
+      for (int t = 0; t < T; t++) {
+        const vf v = load(x + t * x_stride + i);
+        for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
+      }
+      i += N;
+    };
+    constexpr int line = 64 * C::per_byte;
+    while (i + line <= end) {
+      if constexpr (T == 1)
+        for (int r = 0; r < R; r++) __builtin_prefetch(p[r] + R * row_bytes + i / C::per_byte);
+      for (int n = 0; n < line / N; n++) step();
+    }
+    while (i + N <= end) step();
+    for (int r = 0; r < R; r++) {
+      const float scale = s[r][tile] * C::factor;
+      for (int t = 0; t < T; t++) {
+        sum[r][t] += acc[r][t] * scale;
+        for (int64_t j = i; j < end; j++)
+          rest[r][t] += codes.one(p[r], j) * scale * x[t * x_stride + j];
+      }
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) out[t * stride + r] = total(sum[r][t]) + rest[r][t];
+}
+
+template <class C>
+void widened_as(const Linear& w, int64_t row, int rows, const float* x, int64_t x_stride, int T,
+                float* out, int64_t stride) {
+  int t = 0;
+  for (; t + 4 <= T; t += 4) {
+    const float* xt = x + t * x_stride;
+    float* o = out + t * stride;
+    int r = 0;
+    for (; r + 2 <= rows; r += 2) scaled_dots<C, 2, 4>(w, row + r, xt, x_stride, o + r, stride);
+    for (; r < rows; r++) scaled_dots<C, 1, 4>(w, row + r, xt, x_stride, o + r, stride);
+  }
+  for (; t < T; t++) {
+    const float* xt = x + t * x_stride;
+    float* o = out + t * stride;
+    int r = 0;
+    for (; r + 4 <= rows; r += 4) scaled_dots<C, 4, 1>(w, row + r, xt, x_stride, o + r, stride);
+    for (; r < rows; r++) scaled_dots<C, 1, 1>(w, row + r, xt, x_stride, o + r, stride);
+  }
+}
+
+inline vi widen_bytes(const uint8_t* p) {
+  typedef uint8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
+  return __builtin_convertvector(*(const bytes*)p, vi);
+}
+
+// Where the codes of a row lie whose scales are shared across rows: a byte holds a code of each of
+// 8 / bits rows, the first part of a set of rows in its highest bits.
+struct Crossed {
+  const uint8_t* p;
+  int shift, mask;
+  Crossed() = default;
+  Crossed(const Linear& w, int64_t row) {
+    const int bits = w.type - kCrossed, parts = 8 / bits;
+    const int64_t apart = rows_apart(w), packed = w.beside->height / parts;
+    const int64_t set = row % apart, place = row / apart;
+    p = w.data + (place % packed * apart + set) * w.cols;
+    shift = int(parts - 1 - place / packed) * bits;
+    mask = (1 << bits) - 1;
+  }
+  inline vf vec(int64_t i) const {
+    return __builtin_convertvector(widen_bytes(p + i) >> shift & mask, vf);
+  }
+};
+
+// R rows of a set times T tokens that its scales, one a column, have multiplied before; adds to out.
+template <int R, int T>
+inline void crossed_dots(const Crossed* codes, int64_t begin, int n, const float* scaled,
+                         int64_t stride, float* out, int64_t out_stride) {
+  vf acc[R][T] = {};
+  for (int i = 0; i < n; i += N) {
+    if (T == 1 && i % 64 == 0)
+      for (int r = 0; r < R; r++) __builtin_prefetch(codes[R + r].p + begin + i);
+    vf rows[R];
+    for (int r = 0; r < R; r++) rows[r] = codes[r].vec(begin + i);
+    for (int t = 0; t < T; t++) {
+      const vf v = load(scaled + t * stride + i);
+      for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
+    }
+  }
+  for (int r = 0; r < R; r++)
+    for (int t = 0; t < T; t++) out[t * out_stride + r] += total(acc[r][t]);
+}
+
+// Columns are a multiple of 32, rows of kRows.
+template <int T>
+void crossed_tokens(const Linear& w, int64_t row, const float* x, int64_t x_stride, float* out,
+                    int64_t stride) {
+  constexpr int chunk = 1024, R = T == 1 ? 4 : 2;
+  const int64_t apart = rows_apart(w), K = w.cols, set = row % apart * K;
+  Crossed codes[kRows + R];
+  for (int r = 0; r < kRows + R; r++)  // those at the end are for prefetching alone
+    codes[r] = Crossed(w, row + (r < kRows ? r : 0) * apart);
+  alignas(64) float scaled[T][chunk];
+  float low[T] = {};
+  for (int t = 0; t < T; t++) std::memset(out + t * stride, 0, sizeof(float) * kRows);
+  for (int64_t begin = 0; begin < K; begin += chunk) {
+    const int n = int(K - begin < chunk ? K - begin : chunk);
+    const float* s = w.beside->scales + set + begin;
+    const float* z = w.beside->zeros + set + begin;
+    for (int t = 0; t < T; t++) {
+      vf sum = {};
+      for (int i = 0; i < n; i += N) {
+        const vf v = load(x + t * x_stride + begin + i) * load(s + i);
+        store(scaled[t] + i, v);
+        sum += v * load(z + i);
+      }
+      low[t] += total(sum);
+    }
+    for (int r = 0; r < kRows; r += R)
+      crossed_dots<R, T>(codes + r, begin, n, scaled[0], chunk, out + r, stride);
+  }
+  for (int t = 0; t < T; t++)
+    for (int r = 0; r < kRows; r++) out[t * stride + r] -= low[t];
+}
+
+void crossed(const Linear& w, int64_t row, int tokens, const float* x, int64_t x_stride, float* out,
+             int64_t stride) {
+  int t = 0;
+  for (; t + 4 <= tokens; t += 4)
+    crossed_tokens<4>(w, row, x + t * x_stride, x_stride, out + t * stride, stride);
+  for (; t < tokens; t++)
+    crossed_tokens<1>(w, row, x + t * x_stride, x_stride, out + t * stride, stride);
+}
+
+void widened(const Linear& w, int64_t row, int rows, const float* x, int64_t x_stride, int tokens,
+             float* out, int64_t stride) {
+  if (w.type > kCrossed) return crossed(w, row, tokens, x, x_stride, out, stride);
+  const auto fn = w.type == kE4M3 ? widened_as<E4M3> : widened_as<Book>;
+  fn(w, row, rows, x, x_stride, tokens, out, stride);
+}
+
+template <class C>
+void floats_as(const Linear& w, int64_t row, float* out) {
+  const Beside& b = *w.beside;
+  const C codes(w);
+  const uint8_t* p = w.data + row * (w.cols / C::per_byte);
+  const float* s = b.scales + (b.first_row + row) / b.height * b.across;
+  for (int64_t begin = 0, tile = 0; begin < w.cols; begin += b.width, tile++) {
+    const int64_t end = begin + b.width < w.cols ? begin + b.width : w.cols;
+    // Exactly the value times its scale, which alone may leave float32's range with the factor.
+    int64_t i = begin;
+    for (; i + N <= end; i += N) store(out + i, codes.vec(p, i) * C::factor * s[tile]);
+    for (; i < end; i++) out[i] = codes.one(p, i) * C::factor * s[tile];
+  }
+}
+
+// One row as floats.
+void floats(const Linear& w, int64_t row, float* out) {
+  if (w.type == kE4M3) return floats_as<E4M3>(w, row, out);
+  if (w.type == kBook) return floats_as<Book>(w, row, out);
+  const Crossed codes(w, row);
+  const float* s = w.beside->scales + row % rows_apart(w) * w.cols;
+  const float* z = w.beside->zeros + row % rows_apart(w) * w.cols;
+  for (int64_t i = 0; i < w.cols; i += N)
+    store(out + i, (codes.vec(i) - load(z + i)) * load(s + i));
+}
+
+}  // namespace
+}  // namespace tmk
