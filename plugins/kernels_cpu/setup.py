@@ -36,6 +36,7 @@ SOURCES: dict[str, list[str]] = {
     "native/experts.cpp": ["-O2"],
     "native/work.cpp": ["-O2"],
     "native/pack.cpp": ["-O2"],
+    "native/unpack.cpp": ["-O2"],
 }
 if X86:
     SOURCES["native/isa_avx2.cpp"] = ["-O3", *AVX2]

@@ -142,6 +142,26 @@ def test_extreme_scales_are_kept_as_they_are() -> None:
     assert close(packed_linear(x, prepare(weight)), x, weight)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_panels_give_back_what_they_were_made_of(bits: int, dtype: torch.dtype) -> None:
+    weight = random_weight(bits, 21, 192, 64, dtype)
+    if bits == 4:  # two types, of which the wider serves both
+        codes, scales, biases = weight.parts
+        weight = GroupAffineWeight(codes.clone(), scales, biases.float(), bits=bits)
+    before = [part.clone() for part in weight.parts]
+    values, size = weight.dequantize(), weight.nbytes
+    prepare(weight)
+    assert weight._parts is None  # nothing is in memory twice
+    for got, want in zip(weight.parts, before, strict=True):
+        assert got.dtype == want.dtype
+        assert torch.equal(got, want)
+    index = torch.tensor([20, 0, 7])
+    assert torch.equal(weight.gather(index), values[index])
+    assert torch.equal(weight.rows(3, 9).dequantize(), values[3:9])
+    assert weight.nbytes == size
+
+
 def test_who_multiplies_what() -> None:
     def bound(bits: int, group: int) -> dispatch.Operator:
         weight = random_weight(bits, 4, 2 * group, group)

@@ -174,6 +174,43 @@ def test_a_scale_that_is_no_number_is_refused(value: float) -> None:
         prepare(weight)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("rows", [1, 8, 21])
+def test_panels_give_back_the_blocks_they_were_made_of(name: str, rows: int) -> None:
+    weight = random_weight(name, rows, 768)
+    if name == "q8_k":  # whose blocks end in sums of sixteen codes
+        blocks = weight.blocks.view(-1, 292)
+        sums = blocks[:, 4:260].view(torch.int8).view(-1, 16, 16).sum(-1).short()
+        blocks[:, 260:] = sums.contiguous().view(torch.uint8)
+    before, values = weight.blocks.clone(), weight.dequantize()
+    prepare(weight)
+    assert weight._stored is None  # nothing is in memory twice
+    assert torch.equal(weight.blocks, before)
+    assert torch.equal(weight.dequantize(), values)
+    index = torch.tensor([rows - 1, 0, rows // 2, 0])
+    assert torch.equal(weight.gather(index), values[index])
+    part = weight.rows(rows // 3, rows)
+    assert torch.equal(part.dequantize(), values[rows // 3 :])
+    assert torch.equal(GgmlWeight.concat([weight, part]).blocks[:rows], before)
+    assert weight.nbytes == before.nbytes
+
+
+def test_rows_in_an_order_of_their_own_are_given_back_in_it() -> None:
+    chosen = random_weight("q6_k", 20, 256).select(torch.arange(20).flip(0))
+    before = chosen.blocks.clone()
+    prepare(chosen)
+    assert torch.equal(chosen.blocks, before)
+    assert torch.equal(chosen.select(torch.arange(20).flip(0)).blocks, before.flip(0))
+
+
+def test_views_of_a_stack_stay() -> None:
+    stack = random_weight("q4_k", 3 * 8, 256)
+    experts = GgmlWeight(stack.blocks, stack.type, (3, 8, 256))
+    part = experts.expert(1)
+    prepare(part)
+    assert part._stored is not None
+
+
 def test_one_weight_is_packed_once() -> None:
     weight = random_weight("q4_0", 16, 64)
     assert prepare(weight) is prepare(weight)

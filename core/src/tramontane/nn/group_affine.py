@@ -7,7 +7,7 @@ as in MLX (https://ml-explore.github.io/mlx, ``mlx.core.quantize``).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import gcd
 from typing import Self
 
@@ -88,6 +88,9 @@ def column_order(groups: Tensor, columns: int, num_groups: int) -> Tensor | None
     return order
 
 
+_Parts = tuple[Tensor, Tensor, Tensor]
+
+
 class GroupAffineWeight(PackedWeight):
     """Codes with a scale and a bias a group.
 
@@ -126,7 +129,9 @@ class GroupAffineWeight(PackedWeight):
             )
         if order is not None and order.shape != (columns,):
             raise ValueError(f"the order of {columns} columns has shape {list(order.shape)}")
-        self.codes, self.scales, self.biases = codes, scales, biases
+        self._parts: _Parts | None = (codes, scales, biases)
+        self._restore: Callable[[Tensor], _Parts] | None = None
+        self._nbytes, self._device = sum(t.nbytes for t in self._parts), codes.device
         self.bits, self.group_size = bits, columns // groups
         self.order = order
         self.shape = (*codes.shape[:-1], columns)
@@ -151,15 +156,41 @@ class GroupAffineWeight(PackedWeight):
     @property
     def nbytes(self) -> int:
         order = 0 if self.order is None else self.order.nbytes
-        return self.codes.nbytes + self.scales.nbytes + self.biases.nbytes + order
+        return self._nbytes + order
 
     @property
     def device(self) -> torch.device:
-        return self.codes.device
+        return self._device
+
+    @property
+    def parts(self) -> _Parts:
+        """Codes, scales and biases; made anew on each use once they were released."""
+        if self._parts is not None:
+            return self._parts
+        assert self._restore is not None
+        return self._restore(torch.arange(self.shape[0]))
+
+    @property
+    def codes(self) -> Tensor:
+        return self.parts[0]
+
+    @property
+    def scales(self) -> Tensor:
+        return self.parts[1]
+
+    @property
+    def biases(self) -> Tensor:
+        return self.parts[2]
+
+    def release(self, restore: Callable[[Tensor], _Parts]) -> None:
+        """See `tramontane.protocols.PackedWeight.release`. Done with a matrix in memory that is
+        its own, not with a view of a file or of a stack."""
+        codes = self.parts[0]
+        if codes.dim() == 2 and codes.untyped_storage().nbytes() == codes.nbytes:
+            self._parts, self._restore = None, restore
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        codes = self.codes.flatten(0, -2)  # [rows, bytes]
-        scales, biases = self.scales.flatten(0, -2), self.biases.flatten(0, -2)
+        codes, scales, biases = (part.flatten(0, -2) for part in self.parts)  # [rows, …]
         whole = torch.empty(codes.shape[0], self.shape[-1], dtype=dtype, device=self.device)
         step = max(1, _CHUNK // max(1, self.shape[-1]))
         for start in range(0, codes.shape[0], step):
@@ -176,17 +207,19 @@ class GroupAffineWeight(PackedWeight):
         return whole.view(self.shape)
 
     def rows(self, start: int, stop: int) -> Self:
-        return self._with(*(t[start:stop] for t in (self.codes, self.scales, self.biases)))
+        return self._with(*(part[start:stop] for part in self.parts))
 
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         index = index.to(self.device)
-        chosen = (t.index_select(0, index) for t in (self.codes, self.scales, self.biases))
+        if self._restore is not None:
+            return self._with(*self._restore(index)).dequantize(dtype)
+        chosen = (part.index_select(0, index) for part in self.parts)
         return self._with(*chosen).dequantize(dtype)
 
     def to(self, device: torch.device) -> Self:
         if self.device == torch.device(device):
             return self
-        moved = self._with(*(t.to(device) for t in (self.codes, self.scales, self.biases)))
+        moved = self._with(*(part.to(device) for part in self.parts))
         if self.order is not None:
             moved.order = self.order.to(device)
         return moved

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -80,6 +80,15 @@ class PackedWeight(ABC):
     @abstractmethod
     def to(self, device: torch.device) -> Self:
         """The same weight on another device; itself when already there."""
+
+    def release(self, restore: Callable[[Tensor], Any]) -> None:  # noqa: B027 - most keep theirs
+        """A kernel holds the weight in a form of its own, so that its format may let go of its
+        memory, if it can get it back; none does unless it says so.
+
+        Args:
+            restore: gives rows ``index`` [N] of a matrix in the parts that the format consists of,
+                exactly as they were. May be called at any time from now on.
+        """
 
     def expert(self, index: int) -> PackedWeight:
         """One entry of a stack of shape (experts, out, in): shape (out, in) or (1, out, in);

@@ -23,7 +23,7 @@ LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 6
+_VERSION = 7
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -33,6 +33,8 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_pack": (_long, (_int, _long, _long, _pointer, _pointer, _pointer, _int)),
     "tmk_affine_bytes": (_long, (_pointer,)),
     "tmk_pack_affine": (_long, (*[_pointer] * 5, _int)),
+    "tmk_unpack": (_long, (_pointer, _pointer, _long, _pointer, _int)),
+    "tmk_unpack_affine": (_long, (_pointer, _pointer, _long, *[_pointer] * 3, _int)),
     "tmk_floats": (_long, (_pointer, _long, _long, _pointer, _int)),
     "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
     "tmk_attention": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),

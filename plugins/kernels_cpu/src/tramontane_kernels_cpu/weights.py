@@ -46,7 +46,8 @@ TYPES = {
 }
 """Formats the kernels multiply with, and the library's number for each."""
 
-AFFINE = {f"affine.{bits}": 64 + bits for bits in (2, 3, 4, 5, 6, 8)}
+_AFFINE = 64
+AFFINE = {f"affine.{bits}": _AFFINE + bits for bits in (2, 3, 4, 5, 6, 8)}
 """Formats of `GroupAffineWeight`, whose groups must be multiples of 32 columns; the same."""
 
 MANY_ROWS, MANY_ROWS_WIDENED = 96, 32
@@ -82,6 +83,7 @@ class NativeWeight:
             are.
         super_columns: columns that activations are rounded under one scale with: 32 or 256, or 0
             where they are not rounded.
+        dense: [out, in] where the weight is plain floats, else None.
         many_rows: rows of activations from which torch's product with the weight as floats is
             faster; None where it never is.
         widened: what a weight consists of whose codes stay as they are stored, else None.
@@ -100,7 +102,7 @@ class NativeWeight:
         self.shape = (rows, cols)
         self.super_columns, self.apart = 0, 1
         self.many_rows: int | None = None
-        self._dense: Tensor | None = None
+        self.dense: Tensor | None = None
         self.widened: Widened | None = None
         self.order: Tensor | None = None
         self._record = LinearRecord(rows=rows, cols=cols)
@@ -111,12 +113,13 @@ class NativeWeight:
         if isinstance(found, GroupAffineWeight):
             self.super_columns = 32
             self.order = found.order
+            self._stored_as = (found.scales.dtype, found.biases.dtype)
             self.data = _affine_panels(library.calls, found, self._record)
         elif weight.format in PLAIN:
             self._record.type, dtype = PLAIN[weight.format]
             self.many_rows = MANY_ROWS
             self.data = found.blocks.contiguous()
-            self._dense = self.data.view(dtype).view(rows, cols)
+            self.dense = self.data.view(dtype).view(rows, cols)
         elif weight.format in WIDENED:
             parts = self.widened = widened(weight)
             self._record.type, self._record.beside = parts.kind, ctypes.addressof(parts.beside)
@@ -129,6 +132,7 @@ class NativeWeight:
             # places.
             order: Tensor | None = getattr(found, "order", None)
             stored: Tensor = found.blocks if order is None else found.stored
+            self._row_bytes = stored.shape[-1]
             self.data = _panels(library.calls, kind, stored.contiguous(), order, weight)
         self.bias = None if bias is None else bias.detach().float().contiguous()
         self._record.data = self.data.data_ptr()
@@ -144,10 +148,30 @@ class NativeWeight:
         twin._record, twin.address = record, ctypes.addressof(record)
         return twin
 
+    def restore(self, index: Tensor) -> Any:
+        """Rows ``index`` [N] of panels in the parts that these were made of: codes, scales and
+        biases of `GroupAffineWeight`, or blocks [N, bytes of a row]."""
+        library = native()
+        assert library is not None
+        index = index.to("cpu", torch.int64).contiguous()
+        count, (_, cols), record = index.numel(), self.shape, self._record
+        if record.group:
+            dtype = next(dtype for dtype, number in _FLOATS.items() if number == record.floats)
+            codes = torch.empty(count, cols // 8 * (record.type - _AFFINE), dtype=torch.uint8)
+            floats = [torch.empty(count, cols // record.group, dtype=dtype) for _ in range(2)]
+            places = [part.data_ptr() for part in (codes, *floats)]
+            call = library.calls.tmk_unpack_affine
+            check(call(self.address, index.data_ptr(), count, *places, threads()))
+            return codes, *(part.to(own) for part, own in zip(floats, self._stored_as, strict=True))
+        blocks = torch.empty(count, self._row_bytes, dtype=torch.uint8)
+        call = library.calls.tmk_unpack
+        check(call(self.address, index.data_ptr(), count, blocks.data_ptr(), threads()))
+        return blocks
+
     def floats(self, start: int, stop: int) -> Tensor:
         """Rows ``start:stop`` as float32, where `many_rows` is not None."""
-        if self._dense is not None:
-            return self._dense[start:stop].float()
+        if self.dense is not None:
+            return self.dense[start:stop].float()
         stop = min(stop, self.shape[0])
         out = torch.empty(stop - start, self.shape[1])
         library = native()
@@ -167,11 +191,9 @@ def repack(weight: PackedWeight) -> NativeWeight:
         CheckpointError: a block's scale is NaN or infinite.
     """
     if weight not in _packed:
-        _packed[weight] = NativeWeight(weight)
-        # What was read from a file need not stay in memory beside its panels.
-        release = getattr(weight, "release", None)
-        if release is not None and _packed[weight].many_rows is None:
-            release()
+        made = _packed[weight] = NativeWeight(weight)
+        if made.many_rows is None:
+            weight.release(made.restore)
     return _packed[weight]
 
 

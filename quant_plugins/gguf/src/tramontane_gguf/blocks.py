@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -26,7 +26,6 @@ class GgmlWeight(PackedWeight):
         format: ``"gguf."`` and the lower-case ggml type name, ``"gguf.q4_k"``.
         shape: logical shape, torch order.
         type: the ggml type.
-        stored: [*shape[:-1], bytes of a row] uint8, as in the file; often a view of its mapping.
         mapped: whether ``stored`` is such a view, which nobody writes to.
         order: [N]: row i of the weight is row ``order[i]`` of ``stored``, on the first axis; None
             where the two agree.
@@ -61,7 +60,9 @@ class GgmlWeight(PackedWeight):
         self.type = kind
         self.format = f"gguf.{kind.name}"
         self.shape = shape
-        self.stored = blocks.view(*shape[:-1], row_bytes)
+        self._stored: Tensor | None = blocks.view(*shape[:-1], row_bytes)
+        self._restore: Callable[[Tensor], Tensor] | None = None
+        self._row_bytes, self._device = row_bytes, blocks.device
         self.mapped = mapped
         self.order = order
         if order is not None:
@@ -75,20 +76,29 @@ class GgmlWeight(PackedWeight):
         return cls(blocks, BY_NAME[type_name], shape)
 
     @property
+    def stored(self) -> Tensor:
+        """[*shape[:-1], bytes of a row] uint8, as in the file; often a view of its mapping. Made
+        anew on each use once it was released."""
+        if self._stored is not None:
+            return self._stored
+        return self._released_rows(torch.arange(self.shape[0]))
+
+    @property
     def blocks(self) -> Tensor:
         """The rows' bytes, [*shape[:-1], bytes of a row]: as stored, or a copy in their order."""
-        return self.stored if self.order is None else self.stored.index_select(0, self.order)
+        stored = self.stored
+        return stored if self.order is None else stored.index_select(0, self.order)
 
     def __repr__(self) -> str:
         return f"GgmlWeight({self.format}, shape={list(self.shape)}, device={self.device})"
 
     @property
     def nbytes(self) -> int:
-        return _product(self.shape[:-1]) * self.stored.shape[-1]
+        return _product(self.shape[:-1]) * self._row_bytes
 
     @property
     def device(self) -> torch.device:
-        return self.stored.device
+        return self._device
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return _decoded(self.blocks, self.type, dtype).view(self.shape)
@@ -96,18 +106,30 @@ class GgmlWeight(PackedWeight):
     def rows(self, start: int, stop: int) -> Self:
         if self.order is not None:
             return self._reordered(self.order[start:stop])
-        part = self.stored[start:stop]
+        if self._stored is None:
+            part = self._released_rows(torch.arange(self.shape[0])[start:stop])
+        else:
+            part = self._stored[start:stop]
         shape = (part.shape[0], *self.shape[1:])
         return type(self)(part, self.type, shape, mapped=self.mapped)
 
-    def release(self) -> None:
-        """Let the pages of a mapped file leave memory, for a kernel that has made a form of its
-        own. They come back from the file when somebody touches them again."""
-        if not self.mapped or not hasattr(mmap, "MADV_DONTNEED"):
+    def release(self, restore: Callable[[Tensor], Tensor] | None = None) -> None:
+        """See `tramontane.protocols.PackedWeight.release`. Pages of a mapped file leave memory, and
+        come back from the file when somebody touches them again. A matrix in memory that is its
+        own, not a view of a stack, is given up."""
+        stored = self._stored
+        if stored is None:
+            return
+        if not self.mapped:
+            own = stored.untyped_storage().nbytes() == stored.nbytes
+            if restore is not None and own and len(self.shape) == 2:
+                self._stored, self._restore, self.order = None, restore, None
+            return
+        if not hasattr(mmap, "MADV_DONTNEED"):
             return
         page = mmap.PAGESIZE
-        first = -(-self.stored.data_ptr() // page) * page
-        last = (self.stored.data_ptr() + self.stored.nbytes) // page * page
+        first = -(-stored.data_ptr() // page) * page
+        last = (stored.data_ptr() + stored.nbytes) // page * page
         if last > first:
             # Advice: where it is not taken, nothing is lost but memory.
             madvise = ctypes.CDLL(None).madvise
@@ -115,7 +137,11 @@ class GgmlWeight(PackedWeight):
             madvise(first, last - first, mmap.MADV_DONTNEED)
 
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        chosen = self.stored.index_select(0, self._places(index))
+        places = self._places(index)
+        if self._stored is None:
+            chosen = self._released_rows(places)
+        else:
+            chosen = self._stored.index_select(0, places)
         return _decoded(chosen, self.type, dtype).view(-1, *self.shape[1:])
 
     def select(self, order: Tensor) -> Self:
@@ -134,8 +160,13 @@ class GgmlWeight(PackedWeight):
         return index if self.order is None else self.order[index]
 
     def _reordered(self, order: Tensor) -> Self:
-        shape = (self.stored.shape[0], *self.shape[1:])
-        return type(self)(self.stored, self.type, shape, mapped=self.mapped, order=order)
+        stored = self.stored
+        shape = (stored.shape[0], *self.shape[1:])
+        return type(self)(stored, self.type, shape, mapped=self.mapped, order=order)
+
+    def _released_rows(self, index: Tensor) -> Tensor:
+        assert self._restore is not None
+        return self._restore(index)
 
     def to(self, device: torch.device) -> Self:
         if self.device == torch.device(device):

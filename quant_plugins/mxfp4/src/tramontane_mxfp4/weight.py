@@ -106,7 +106,7 @@ class Mxfp4Weight(PackedWeight):
             return self
         return type(self)(self.codes.to(device), self.scales.to(device))
 
-    def release(self) -> None:
+    def release(self, restore: Callable[[Tensor], Tensor] | None = None) -> None:
         """Let the pages of a mapped file leave memory, for a kernel that has made a form of its
         own. They come back from the file when somebody touches them again."""
         if self._on_release is not None:
