@@ -94,7 +94,10 @@ def test_weights_stay_packed_and_mean_the_same(tmp_path, case):
             slack = 4 * 2**-24 if case == "int8" else 0
             torch.testing.assert_close(module.packed.dequantize(), weight, atol=slack, rtol=1e-6)
             x = torch.randn(3, weight.shape[1])
-            torch.testing.assert_close(module(x), x @ weight.T, atol=1e-5, rtol=1e-4)
+            error = (module(x) - x @ weight.T).abs()
+            # A kernel may round activations to 8 bits where codes are whole numbers.
+            rounded = x.abs().amax(-1, keepdim=True) / 254 * weight.abs().sum(-1)
+            assert (error <= 1e-4 + (rounded if case == "int8" else 0)).all()
     assert seen == 14
 
 
