@@ -23,9 +23,9 @@ from tramontane.nn import (
     PackedExpertLinear,
     PackedLinear,
     RMSNorm,
+    SoftmaxTopK,
     activation,
     bind_kernels,
-    SoftmaxTopK,
 )
 from tramontane.protocols import PackedWeight
 
