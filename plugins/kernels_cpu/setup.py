@@ -45,9 +45,9 @@ if X86:
 EMULATED = X86 and bool(os.environ.get("TRAMONTANE_NATIVE_EMULATE_AVX512"))
 if EMULATED:
     SOURCES["native/isa_avx512.cpp"] = ["-O2", *AVX2]
-# For `make check-native`: the same code, stopping at the first fault.
+# For `make check-native`: the same code, stopping at the first fault; optimizing checks takes long.
 SANITIZED = bool(os.environ.get("TRAMONTANE_NATIVE_SANITIZE"))
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1", "-O1"]
 HEADERS = sorted(
     str(path)
     for kind in ("*.h", "*.inl")

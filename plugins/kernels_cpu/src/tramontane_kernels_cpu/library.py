@@ -94,6 +94,13 @@ def check(status: int) -> None:
 
 @cache
 def _load() -> Native | str:
+    found = _opened()
+    if isinstance(found, str) and LIBRARY in os.environ:
+        raise ConfigError(f"{LIBRARY} is {os.environ[LIBRARY]!r}: {found}")
+    return found
+
+
+def _opened() -> Native | str:
     asked = os.environ.get(ENVIRONMENT, "auto").lower()
     if asked not in ISAS + _TESTED:
         raise ConfigError(f"{ENVIRONMENT} is {asked!r}; use one of {', '.join(ISAS)}")
