@@ -80,6 +80,25 @@ class TestAttentionOnly(ArchitectureContract):
     gguf_cases = ("rotated",)
 
 
+class TestAttentionAndExperts(ArchitectureContract):
+    """Without Mamba layers but with experts: files of architecture ``granitemoe``."""
+
+    model_class = "GraniteMoeHybridForCausalLM"
+    gguf_architecture = "granitemoe"
+    base: ClassVar = {
+        **MULTIPLIERS,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 24,
+        "shared_intermediate_size": 40,
+        "mamba_n_heads": 8,
+    }
+    cases: ClassVar = {
+        "rotated": {"layer_types": ["attention"] * 2, "position_embedding_type": "rope"}
+    }
+    gguf_cases = ("rotated",)
+
+
 MINIMAL: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 32,

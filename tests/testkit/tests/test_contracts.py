@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tramontane.kernels.reference import paged_attention
+from tramontane.nn import bind_kernels
 from tramontane_testkit.kernels import ATTENTION_SHAPES, attention_case, naive_attention
 
 
@@ -80,5 +81,6 @@ class TestArchitectureContractCatches:
                 layer.mlp.act = torch.nn.functional.gelu
             case "norm":
                 layer.post_attention_layernorm.weight.data[3] *= 1.01
+        bind_kernels(pair.model, torch.device("cpu"), torch.float32)
         with pytest.raises(AssertionError):
             ArchitectureContract().test_logits_equal_the_reference(pair)

@@ -86,5 +86,14 @@ class StoredTensors:
         return self.tensors[name]
 
 
+def assert_multiplies(module: nn.Module, weight: Tensor, atol: float = 1e-4) -> None:
+    """Hold ``module`` to the product with ``weight`` [out, in], as far as a kernel that rounds
+    activations to 8 bits may be off it."""
+    x = torch.randn(3, weight.shape[1])
+    error = (module(x) - x @ weight.T).abs()
+    rounding = x.abs().amax(-1, keepdim=True) / 254 * weight.abs().sum(-1)
+    assert (error <= atol + rounding).all()
+
+
 def _tensor(value: Tensor | np.ndarray[Any, Any]) -> Tensor:
     return value if isinstance(value, Tensor) else torch.from_numpy(value.copy())
