@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from tramontane.kernels import dispatch, reference
 from tramontane.nn import GatedMLP, GroupAffineWeight, PackedLinear, bind_kernels, pack_bits
 from tramontane_kernels_cpu.library import native, why_not
 from tramontane_kernels_cpu.linear import packed_linear, prepare
+from tramontane_testkit.kernels import assert_odd_activations_stay_in_their_token
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
 
@@ -112,15 +115,7 @@ def test_columns_in_an_order_of_their_own() -> None:
 def test_odd_activations_stay_in_their_token(bits: int) -> None:
     weight = random_weight(bits, 24, 256, 64)
     packed = prepare(weight)
-    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(4))
-    clean = packed_linear(x, packed)
-    x[1, 5], x[2, 77], x[3], x[4] = torch.nan, torch.inf, 0.0, 1e-40
-    got = packed_linear(x, packed)
-    assert got[1].isnan().all()
-    assert not got[2].isfinite().any()
-    assert (got[3] == 0).all()
-    assert got[4].abs().max() < 1e-30
-    assert torch.equal(got[[0, 5]], clean[[0, 5]])
+    assert_odd_activations_stay_in_their_token(partial(packed_linear, weight=packed))
     assert packed_linear(torch.full((1, 256), 1e30), packed).isfinite().all()
 
 

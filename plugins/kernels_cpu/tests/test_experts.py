@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -23,7 +20,7 @@ from tramontane.nn import (
     bind_kernels,
 )
 from tramontane_gguf.quantizer import GgmlQuantizer
-from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
+from tramontane_kernels_cpu.library import native, why_not
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
 
@@ -200,26 +197,3 @@ def test_narrow_experts_without_a_kernel() -> None:
     wide.weight.data = weight.float()
     x = torch.randn(2, 7)
     torch.testing.assert_close(narrow(x, 1), wide(x, 1))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ["portable", "portable16", "avx2", "avx512"])
-def test_other_instruction_sets(isa: str) -> None:
-    """The library settles for one at start, so each needs a process of its own."""
-    used = native()
-    assert used is not None
-    if isa == used.isa or os.environ.get(ENVIRONMENT):
-        pytest.skip(f"this run uses {used.isa} already")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    command += ["--import-mode=importlib", "-k", "not instruction_sets"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, ENVIRONMENT: isa},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    if "which this processor does not have" in done.stdout + done.stderr:
-        pytest.skip(f"this processor lacks {isa}")
-    assert done.returncode == 0, done.stdout[-3000:]

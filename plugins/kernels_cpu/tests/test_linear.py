@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,10 @@ from tramontane.kernels import dispatch, reference
 from tramontane.nn import NarrowLinear, multiplies_narrow
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.types import BY_NAME
-from tramontane_kernels_cpu.library import ENVIRONMENT, native, why_not
+from tramontane_kernels_cpu.library import native, why_not
 from tramontane_kernels_cpu.linear import packed_linear, prepare
 from tramontane_kernels_cpu.weights import PLAIN, TYPES
+from tramontane_testkit.kernels import assert_odd_activations_stay_in_their_token
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
 
@@ -152,15 +152,7 @@ def test_shapes_types_and_bias() -> None:
 def test_odd_activations_stay_in_their_token(name: str) -> None:
     weight = random_weight(name, 24, 256)
     packed = prepare(weight)
-    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(4))
-    clean = packed_linear(x, packed)
-    x[1, 5], x[2, 77], x[3], x[4] = torch.nan, torch.inf, 0.0, 1e-40
-    got = packed_linear(x, packed)
-    assert got[1].isnan().all()
-    assert not got[2].isfinite().any()
-    assert (got[3] == 0).all()
-    assert got[4].abs().max() < 1e-30
-    assert torch.equal(got[[0, 5]], clean[[0, 5]])
+    assert_odd_activations_stay_in_their_token(partial(packed_linear, weight=packed))
     large = packed_linear(torch.full((1, 256), 1e30), packed)
     assert large.isfinite().all()
 
@@ -214,31 +206,6 @@ def test_views_of_a_stack_stay() -> None:
 def test_one_weight_is_packed_once() -> None:
     weight = random_weight("q4_0", 16, 64)
     assert prepare(weight) is prepare(weight)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", ["portable", "portable16", "avx2", "avx512"])
-def test_other_instruction_sets(isa: str) -> None:
-    """The library settles for one at start, so each needs a process of its own."""
-    used = native()
-    assert used is not None
-    if isa == used.isa or os.environ.get(ENVIRONMENT):
-        pytest.skip(f"this run uses {used.isa} already")
-    beside = ("test_affine.py", "test_widened.py")
-    files = [__file__, *(str(Path(__file__).with_name(name)) for name in beside)]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
-    command += ["--import-mode=importlib", "-k", "not instruction_sets"]
-    done = subprocess.run(
-        command,
-        env={**os.environ, ENVIRONMENT: isa},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    if "which this processor does not have" in done.stdout + done.stderr:
-        pytest.skip(f"this processor lacks {isa}; make check-avx512 runs that one by emulation")
-    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def resident(address: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from tramontane_hqq.quantizer import HqqQuantizer
 from tramontane_hqq.weight import HqqWeight, pack
 from tramontane_kernels_cpu.library import native, why_not
 from tramontane_kernels_cpu.linear import packed_linear, prepare
+from tramontane_testkit.kernels import assert_odd_activations_stay_in_their_token
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
 
@@ -134,15 +137,7 @@ def test_tables_of_four_bits(shape: tuple[int, int], block: int) -> None:
 @pytest.mark.parametrize("weight", [fp8(24, 256, (24, 256)), hqq(64, 256, 4), nf4(24, 256, 64)])
 def test_odd_activations_stay_in_their_token(weight: PackedWeight) -> None:
     packed = prepare(weight)
-    x = torch.randn(6, 256, generator=generator(4))
-    clean = packed_linear(x, packed)
-    x[1, 5], x[2, 77], x[3], x[4] = torch.nan, torch.inf, 0.0, 1e-40
-    got = packed_linear(x, packed)
-    assert got[1].isnan().all()
-    assert not got[2].isfinite().any()
-    assert (got[3] == 0).all()
-    assert got[4].abs().max() < 1e-30
-    assert torch.equal(got[[0, 5]], clean[[0, 5]])
+    assert_odd_activations_stay_in_their_token(partial(packed_linear, weight=packed))
 
 
 def test_numbers_that_are_none_are_refused() -> None:

@@ -222,3 +222,17 @@ class KernelContract:
                     expected = OPERATORS["packed_linear"](x, packed, b)
                     tolerance = self.dtypes[dtype]
                     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def assert_odd_activations_stay_in_their_token(multiply: Callable[[Tensor], Tensor]) -> None:
+    """Hold a linear, [T, 256] to [T, out], to what NaN, infinity, zeros and denormal numbers may
+    do: reach their own token's results, and nobody else's."""
+    x = torch.randn(6, 256, generator=torch.Generator().manual_seed(4))
+    clean = multiply(x)
+    x[1, 5], x[2, 77], x[3], x[4] = torch.nan, torch.inf, 0.0, 1e-40
+    got = multiply(x)
+    assert got[1].isnan().all()
+    assert not got[2].isfinite().any()
+    assert (got[3] == 0).all()
+    assert got[4].abs().max() < 1e-30
+    assert torch.equal(got[[0, 5]], clean[[0, 5]])
