@@ -55,6 +55,15 @@ inline int64_t rows_apart(const Linear& w) {
 }
 
 constexpr int kRows = 16;  // rows of one call: one panel of 16 lanes, or two of 8
+
+// How many panels lie before panel i of a weight. A strip has one panel out of each of kRows / lanes
+// runs of memory, so that going from strip to strip follows as many streams however short rows are:
+// processors fetch ahead on two long streams better than on one, or on many short ones.
+inline int64_t panels_before(int64_t rows, int lanes, int64_t i) {
+  const int64_t runs = kRows / lanes, strips = (rows + kRows - 1) / kRows;
+  return i % runs * strips + i / runs;
+}
+
 constexpr int kTiles = 4;  // functions for tiles of 1, 2, 4 and 8 tokens
 
 // out[t * stride + r] for the rows of kRows / lanes panels and the tokens of the tile at `first`.

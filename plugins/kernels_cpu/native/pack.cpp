@@ -63,7 +63,7 @@ int64_t pack_weight(const Isa& isa, int type, int64_t rows, int64_t cols, const 
     const int64_t first = i * L;
     const int n = rows - first < L ? int(rows - first) : L;
     for (int r = 0; r < n; r++) from[r] = src + (order ? order[first + r] : first + r) * row_bytes;
-    bad += !panel(n, cols, from, dst + size_t(i) * size);
+    bad += !panel(n, cols, from, dst + panels_before(rows, L, i) * size);
   }
   return bad ? kBadScale : kOk;
 }
@@ -79,7 +79,7 @@ int64_t pack_affine(const Isa& isa, const Linear& w, const uint8_t* codes, const
   for (int64_t i = 0; i < panels; i++) {
     const int64_t first = i * L;
     const int rows = w.rows - first < L ? int(w.rows - first) : L;
-    bad += !panel(w, first, rows, codes, scales, minima, dst + size_t(i) * size);
+    bad += !panel(w, first, rows, codes, scales, minima, dst + panels_before(w.rows, L, i) * size);
   }
   return bad ? kBadScale : kOk;
 }

@@ -53,7 +53,8 @@ inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, c
   const size_t size = panel_bytes(w, isa.lanes);
   const uint8_t* panels[kRows];  // those that the weight lacks are the first again
   for (int n = 0; n < kRows / isa.lanes; n++)
-    panels[n] = w.data + (s.row / isa.lanes + (n * isa.lanes < s.rows ? n : 0)) * size;
+    panels[n] = w.data + panels_before(w.rows, isa.lanes,
+                                       s.row / isa.lanes + (n * isa.lanes < s.rows ? n : 0)) * size;
   const int which = __builtin_ctz(tile.n);
   if (const int bits = affine_bits(w.type))
     isa.affine[bits][which](panels, w, x, tile.first, out, kRows);
@@ -62,9 +63,12 @@ inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, c
 }
 
 // Strips that a thread takes at once. With many tokens each tile of them meets all these, so they
-// should stay near; with few, short pieces let threads finish together.
+// should stay near; with few, long pieces are read faster, short ones let threads finish together.
 inline int64_t strips_at_once(const Isa& isa, const Linear& w, int64_t T) {
-  if (T < 32) return 2;
+  if (T < 32) {
+    const int64_t few = strips_of(w) / (16 * omp_get_num_threads());
+    return few < 2 ? 2 : few > 8 ? 8 : few;
+  }
   const int bytes = is_widened(w.type) ? 1 : plain_bytes(w.type);
   const int64_t own =
       bytes ? kRows * w.cols * bytes : kRows / isa.lanes * int64_t(panel_bytes(w, isa.lanes));

@@ -288,7 +288,8 @@ EXPORT int64_t tmk_unpack(const Linear* w, const int64_t* index, int64_t count, 
   const size_t size = panel_bytes(*w, L);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < count; i++)
-    row(int(index[i] % L), w->cols, w->data + index[i] / L * size, dst + i * row_bytes);
+    row(int(index[i] % L), w->cols, w->data + panels_before(w->rows, L, index[i] / L) * size,
+        dst + i * row_bytes);
   return kOk;
 }
 
@@ -303,7 +304,7 @@ EXPORT int64_t tmk_unpack_affine(const Linear* w, const int64_t* index, int64_t 
   const size_t size = panel_bytes(*w, L), one = w->cols / w->group * float_bytes(w->floats);
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t i = 0; i < count; i++)
-    row(*w, int(index[i] % L), w->data + index[i] / L * size, codes + i * (w->cols / 8 * bits),
-        scales + i * one, minima + i * one);
+    row(*w, int(index[i] % L), w->data + panels_before(w->rows, L, index[i] / L) * size,
+        codes + i * (w->cols / 8 * bits), scales + i * one, minima + i * one);
   return kOk;
 }

@@ -10,6 +10,7 @@
 #include <omp.h>
 #else
 inline int omp_get_thread_num() { return 0; }
+inline int omp_get_num_threads() { return 1; }
 #endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
