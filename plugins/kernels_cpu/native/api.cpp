@@ -34,7 +34,7 @@ const Isa& isa() { return *chosen; }
 
 using namespace tmk;
 
-EXPORT int64_t tmk_version() { return 7; }
+EXPORT int64_t tmk_version() { return 8; }
 
 // Chooses an instruction set by name, or the best one for "auto". Weights that were packed
 // before must not be used afterwards. Gives the name in use, or null when this processor lacks it.
@@ -103,11 +103,12 @@ EXPORT int64_t tmk_linear(const Linear* w, const float* x, int64_t x_stride, int
   uint8_t* memory = scratch.get(activation_bytes(s, T, K));
   if (!memory) return kNoMemory;
   const Product job = {w, out, stride, nullptr};
+  Team team;
 #pragma omp parallel num_threads(threads)
   {
     Activations a = place(s, memory, T, K);
-    quantize(s, x, x_stride, a, T, super);
-    multiply(s, &job, 1, a, T);
+    quantize(team, s, x, x_stride, a, T, super);
+    multiply(team, s, &job, 1, a, T);
   }
   return kOk;
 }

@@ -44,12 +44,12 @@ void prepare(AttentionWork& work, const Attention& at, const Sequences& seqs, in
     }
 }
 
-void attend_all(const Isa& isa, const Attention& at, const Sequences& seqs,
+void attend_all(Team& team, const Isa& isa, const Attention& at, const Sequences& seqs,
                 const AttentionWork& work, const float* q, int64_t T, float* out) {
   const int64_t H = at.num_heads, KVH = at.num_kv_heads, G = H / KVH, VD = at.v_head_dim;
   const int64_t bytes = kv_bytes(at), splits = work.splits;
   const int64_t items = work.num_runs * KVH * splits;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
   for (int64_t item = 0; item < items; item++) {
     const int64_t n = items - 1 - item;  // the last tokens of a prompt have most to see
     const int64_t piece = n % splits, head = n / splits % KVH;
@@ -86,7 +86,8 @@ void attend_all(const Isa& isa, const Attention& at, const Sequences& seqs,
     a.scratch = (float*)(work.scratch + work.scratch_bytes * omp_get_thread_num());
     isa.attend(a);
   }
-#pragma omp for schedule(static)
+  team.meet();
+#pragma omp for schedule(static) nowait
   for (int64_t n = 0; n < T * H; n++) {
     const int64_t t = n / H, h = n % H, g = h % G;
     const float* first = (const float*)(work.results + work.part * ((h / G * T + t) * splits));
@@ -109,6 +110,7 @@ void attend_all(const Isa& isa, const Attention& at, const Sequences& seqs,
     const float inverse = 1.0f / sum;
     for (int64_t d = 0; d < VD; d++) o[d] *= inverse;
   }
+  team.meet();
 }
 
 }  // namespace tmk
@@ -122,7 +124,8 @@ EXPORT int64_t tmk_attention(const Attention* at, const Sequences* seqs, const f
   uint8_t* memory = scratch.get(bytes);
   if (!memory) return kNoMemory;
   prepare(work, *at, *seqs, T, memory);
+  Team team;
 #pragma omp parallel num_threads(threads)
-  attend_all(isa(), *at, *seqs, work, q, T, out);
+  attend_all(team, isa(), *at, *seqs, work, q, T, out);
   return kOk;
 }

@@ -56,8 +56,8 @@ AttentionWork measure(const Attention& at, const Sequences& seqs, int64_t T, int
 void prepare(AttentionWork& work, const Attention& at, const Sequences& seqs, int64_t T,
              uint8_t* memory);
 
-// All threads. `q` [T, num_heads, head_dim], `out` [T, num_heads, v_head_dim].
-void attend_all(const Isa& isa, const Attention& at, const Sequences& seqs,
+// `q` [T, num_heads, head_dim], `out` [T, num_heads, v_head_dim].
+void attend_all(Team& team, const Isa& isa, const Attention& at, const Sequences& seqs,
                 const AttentionWork& work, const float* q, int64_t T, float* out);
 
 }  // namespace tmk

@@ -39,13 +39,14 @@ size_t layout(const Isa& isa, const Experts& e, int64_t T, int64_t top_k, uint8_
 // Rounds every pair's row of activations, `row(p)`, where the weights ask for it; each expert's pairs
 // are tiled for themselves.
 template <class Row>
-void enter(const Isa& isa, const ExpertsWork& work, const Activations& a, int super, Row row) {
-#pragma omp for schedule(static)
+void enter(Team& team, const Isa& isa, const ExpertsWork& work, const Activations& a, int super, Row row) {
+#pragma omp for schedule(static) nowait
   for (int64_t p = 0; p < work.pairs; p++) {
     const int64_t* begin = work.starts + work.owner[p];
     const Tile tile = tile_at(p, begin[0], begin[1], isa.tile);
     isa.quantize(row(p), a, tile, p, super, 0, a.cols / super);
   }
+  team.meet();
 }
 
 inline void add_to(float* o, const float* other, int n) {
@@ -71,12 +72,12 @@ ExpertsWork place_experts(const Isa& isa, const Experts& e, int64_t T, int64_t t
   return work;
 }
 
-void route_all(const Isa& isa, const Router& router, const Activations& x, int64_t T, float* scores,
-               int64_t* chosen, float* weights) {
+void route_all(Team& team, const Isa& isa, const Router& router, const Activations& x, int64_t T,
+               float* scores, int64_t* chosen, float* weights) {
   const int64_t count = router.scores->rows;
   const Product job = {router.scores, scores, count, nullptr};
-  multiply(isa, &job, 1, x, T);
-#pragma omp for schedule(static)
+  multiply(team, isa, &job, 1, x, T);
+#pragma omp for schedule(static) nowait
   for (int64_t t = 0; t < T; t++) {
     float* s = scores + t * count;
     float largest = s[0], sum = 0, of_chosen = 0;
@@ -94,6 +95,7 @@ void route_all(const Isa& isa, const Router& router, const Activations& x, int64
     }
     for (int64_t k = 0; k < router.top_k; k++) w[k] /= router.renormalize ? of_chosen : sum;
   }
+  team.meet();
 }
 
 bool sort_pairs(const Experts& e, const Routing& routing, ExpertsWork& work) {
@@ -118,8 +120,8 @@ bool sort_pairs(const Experts& e, const Routing& routing, ExpertsWork& work) {
   return true;
 }
 
-void experts_all(const Isa& isa, const Experts& e, const Routing& routing, const ExpertsWork& work,
-                 const float* x, const float* add, int64_t T, float* out) {
+void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& routing,
+                 const ExpertsWork& work, const float* x, const float* add, int64_t T, float* out) {
   const int64_t hidden = e.gate->cols, inner = e.down->cols;
   const int super = super_columns(e.gate->type), super_between = super_columns(e.down->type);
   // Each thread has its own of these, so no two write them.
@@ -129,19 +131,20 @@ void experts_all(const Isa& isa, const Experts& e, const Routing& routing, const
   entering.x_stride = hidden, between.x_stride = inner;
   const auto token = [&](int64_t pair) { return work.order[pair] / routing.top_k; };
   if (T == 1) {
-    quantize(isa, x, hidden, entering, 1, super);
+    quantize(team, isa, x, hidden, entering, 1, super);
   } else if (super) {
-    enter(isa, work, entering, super, [&](int64_t p) { return x + token(p) * hidden; });
+    enter(team, isa, work, entering, super, [&](int64_t p) { return x + token(p) * hidden; });
   } else {
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
     for (int64_t p = 0; p < work.pairs; p++)
       std::memcpy(work.gathered + p * hidden, x + token(p) * hidden, sizeof(float) * hidden);
+    team.meet();
   }
 
   const int64_t each = work.active ? work.pairs / work.active : 0;
   const int64_t step = strips_at_once(isa, *e.gate, each), strips = strips_of(*e.gate);
   const int64_t pieces = (strips + step - 1) / step;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
   for (int64_t n = 0; n < work.active * pieces; n++) {
     const int64_t which = n / pieces, first = n % pieces * step;
     const int64_t last = first + step < strips ? first + step : strips;
@@ -166,12 +169,13 @@ void experts_all(const Isa& isa, const Experts& e, const Routing& routing, const
       }
     });
   }
+  team.meet();
   if (super_between)
-    enter(isa, work, between, super_between, [&](int64_t p) { return work.middle + p * inner; });
+    enter(team, isa, work, between, super_between, [&](int64_t p) { return work.middle + p * inner; });
 
   // A thread adds up all experts' shares of its rows, in the experts' order whoever else is there.
   const int64_t below = strips_of(*e.down), at_once = strips_at_once(isa, *e.down, each);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
   for (int64_t first = 0; first < below; first += at_once) {
     const int64_t last = first + at_once < below ? first + at_once : below;
     const int64_t row = first * kRows, end = last * kRows < hidden ? last * kRows : hidden;
@@ -199,6 +203,7 @@ void experts_all(const Isa& isa, const Experts& e, const Routing& routing, const
            });
     }
   }
+  team.meet();
 }
 
 }  // namespace tmk
@@ -214,7 +219,8 @@ EXPORT int64_t tmk_experts(const Experts* e, const Routing* routing, const float
   if (!memory) return kNoMemory;
   ExpertsWork work = place_experts(s, *e, T, routing->top_k, memory);
   if (!sort_pairs(*e, *routing, work)) return kBadShape;
+  Team team;
 #pragma omp parallel num_threads(threads)
-  experts_all(s, *e, *routing, work, x, nullptr, T, out);
+  experts_all(team, s, *e, *routing, work, x, nullptr, T, out);
   return kOk;
 }

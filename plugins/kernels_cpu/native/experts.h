@@ -47,16 +47,16 @@ size_t experts_bytes(const Isa& isa, const Experts& e, int64_t T, int64_t top_k)
 ExpertsWork place_experts(const Isa& isa, const Experts& e, int64_t T, int64_t top_k,
                           uint8_t* memory);
 
-// All threads. Weights and experts of every token of `x`, both [T, top_k]; `scores` [T, count].
-void route_all(const Isa& isa, const Router& router, const Activations& x, int64_t T, float* scores,
-               int64_t* chosen, float* weights);
+// Weights and experts of every token of `x`, both [T, top_k]; `scores` [T, count].
+void route_all(Team& team, const Isa& isa, const Router& router, const Activations& x, int64_t T,
+               float* scores, int64_t* chosen, float* weights);
 
 // One thread. False where an expert is named that there is not.
 bool sort_pairs(const Experts& e, const Routing& routing, ExpertsWork& work);
 
-// All threads. out = add (or 0) + Σ weight · expert(x), [T, hidden]; `out` may be `add`, not `x`.
-void experts_all(const Isa& isa, const Experts& e, const Routing& routing, const ExpertsWork& work,
-                 const float* x, const float* add, int64_t T, float* out);
+// out = add (or 0) + Σ weight · expert(x), [T, hidden]; `out` may be `add`, not `x`.
+void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& routing,
+                 const ExpertsWork& work, const float* x, const float* add, int64_t T, float* out);
 
 bool usable(const Isa& isa, const Experts& e);
 

@@ -1,4 +1,5 @@
 #include <cstring>
+#include <thread>
 
 #include "panels.h"
 
@@ -14,6 +15,20 @@ uint8_t* Scratch::get(size_t bytes) {
     if (!data) size = 0;
   }
   return data;
+}
+
+void Team::meet() {
+  const int threads = omp_get_num_threads();
+  if (threads == 1) return;
+  const unsigned last = meetings_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+    arrived_.store(0, std::memory_order_relaxed);
+    meetings_.store(last + 1, std::memory_order_release);
+    return;
+  }
+  // Those that are late by this much have no processor of their own.
+  for (int i = 0; meetings_.load(std::memory_order_acquire) == last; i++)
+    if (i > 1 << 17) std::this_thread::yield();
 }
 
 size_t activation_bytes(const Isa&, int64_t T, int64_t K) {
@@ -47,7 +62,7 @@ bool usable(const Isa& isa, const Linear& w) {
   return w.type >= 0 && w.type < 40 && (isa.linear[w.type][0] || plain_bytes(w.type));
 }
 
-void quantize(const Isa& isa, const float* x, int64_t stride, Activations& a, int64_t T,
+void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activations& a, int64_t T,
               int super) {
   // Each thread has its own `a`, so no two write these.
   a.x = x;
@@ -55,20 +70,22 @@ void quantize(const Isa& isa, const float* x, int64_t stride, Activations& a, in
   if (!super) return;  // the barrier before has let everybody see x
   const int64_t parts = a.cols / super, step = parts < 8 ? parts : 8;
   const int64_t pieces = T > 1 ? 1 : (parts + step - 1) / step;
-#pragma omp for schedule(static)
+#pragma omp for schedule(static) nowait
   for (int64_t n = 0; n < T * pieces; n++) {
     const int64_t t = n / pieces, first = n % pieces * step;
     const int64_t last = T > 1 || first + step > parts ? parts : first + step;
     isa.quantize(x + t * stride, a, tile_at(t, 0, T, isa.tile), t, super, first, last);
   }
+  team.meet();
 }
 
-void multiply(const Isa& isa, const Product* jobs, int count, const Activations& x, int64_t T) {
+void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const Activations& x,
+              int64_t T) {
   const int64_t step = strips_at_once(isa, *jobs[0].w, T);
   const auto pieces = [&](const Product& job) { return (strips_of(*job.w) + step - 1) / step; };
   int64_t total = 0;
   for (int j = 0; j < count; j++) total += pieces(jobs[j]);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
   for (int64_t n = 0; n < total; n++) {
     int64_t first = n;
     const Product* job = jobs;
@@ -88,12 +105,13 @@ void multiply(const Isa& isa, const Product* jobs, int count, const Activations&
       }
     });
   }
+  team.meet();
 }
 
-void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int act, float* out,
-                    int64_t stride, const Activations& x, int64_t T) {
+void multiply_gated(Team& team, const Isa& isa, const Linear& gate, const Linear& up, int act,
+                    float* out, int64_t stride, const Activations& x, int64_t T) {
   const int64_t step = strips_at_once(isa, gate, T), strips = strips_of(gate);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
   for (int64_t first = 0; first < strips; first += step) {
     const int64_t last = first + step < strips ? first + step : strips;
     walk(isa, gate, first, last, 0, T, [&](Strip s, Tile tile) {
@@ -109,6 +127,7 @@ void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int ac
       }
     });
   }
+  team.meet();
 }
 
 }  // namespace tmk

@@ -1,6 +1,7 @@
-// What the exported functions share: memory, and the loops over panels and tokens. Functions marked
-// "all threads" are called by every thread of a parallel region and end with a barrier.
+// What the exported functions share: memory, and the loops over panels and tokens. Functions that
+// take a `Team` are called by every thread of a parallel region and end with its `meet`.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 
@@ -26,6 +27,18 @@ struct Scratch {
 };
 extern thread_local Scratch scratch;
 
+// The threads of one parallel region, where all wait for all. OpenMP's own barrier waits with one
+// PAUSE after the other, which a virtual machine takes for idling: its processor is then given to
+// somebody else, and each of the dozen barriers of a layer costs tens of microseconds.
+class Team {
+ public:
+  void meet();
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> meetings_{0};
+};
+
 inline size_t aligned(size_t bytes) { return (bytes + 63) & ~size_t(63); }
 
 // Bytes for T tokens of K columns, and where their parts lie; a token's place depends on T.
@@ -42,15 +55,17 @@ struct Product {
 
 bool usable(const Isa& isa, const Linear& w);
 
-// All threads. Rounds T tokens of `x` to int8 where the weights' type (columns under one scale:
+// Rounds T tokens of `x` to int8 where the weights' type (columns under one scale:
 // `super`, 0 for float weights, which take `x` as it is) asks for it.
-void quantize(const Isa& isa, const float* x, int64_t stride, Activations& a, int64_t T, int super);
+void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activations& a, int64_t T,
+              int super);
 
-// All threads. Every product of the same activations.
-void multiply(const Isa& isa, const Product* jobs, int count, const Activations& x, int64_t T);
+// Every product of the same activations.
+void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const Activations& x,
+              int64_t T);
 
-// All threads. out = act(gate) · up, both products of the same shape.
-void multiply_gated(const Isa& isa, const Linear& gate, const Linear& up, int act, float* out,
-                    int64_t stride, const Activations& x, int64_t T);
+// out = act(gate) · up, both products of the same shape.
+void multiply_gated(Team& team, const Isa& isa, const Linear& gate, const Linear& up, int act,
+                    float* out, int64_t stride, const Activations& x, int64_t T);
 
 }  // namespace tmk

@@ -15,6 +15,8 @@ from tramontane.kernels.eight_bit import dequantize
 from tramontane.nn import (
     AdjacentRope,
     BoundedGate,
+    Decoder,
+    DecoderConfig,
     ExpertLinear,
     GatedExperts,
     GatedMLP,
@@ -34,6 +36,7 @@ from tramontane.protocols import ForwardBatch
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_gguf.quantizer import GgmlQuantizer
 from tramontane_kernels_cpu.attention import KV_DTYPES
+from tramontane_kernels_cpu.block import decoder_layers
 from tramontane_kernels_cpu.library import native, why_not
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
@@ -236,6 +239,58 @@ def test_a_router_of_another_kind_is_left_alone() -> None:
         assert module._whole is None
         assert module.self_attn._whole is not None
         assert module.mlp.experts._whole is not None
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_layers_of_a_decoder(count: int) -> None:
+    """One call for all of them gives what a call for each does, bit for bit."""
+    moe = MoE(HIDDEN, GatedExperts(5, HIDDEN, 256), 5, SoftmaxTopK(2))
+    layers = [
+        PreNormLayer(
+            attention(window=10 if i == 3 else None),
+            moe if i == 1 else GatedMLP(HIDDEN, 256 * (i + 1)),
+            RMSNorm(HIDDEN),
+            RMSNorm(HIDDEN),
+        )
+        for i in range(count)
+    ]
+    config = DecoderConfig(
+        vocab_size=64,
+        hidden_size=HIDDEN,
+        intermediate_size=256,
+        num_hidden_layers=count,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=512,
+        rope_parameters=rotary(Rope).parameters_of_rope,
+    )
+    decoder: Any = packed(Decoder(config, layers, RMSNorm(HIDDEN)), {"": "q8_0", "gate": ""})
+
+    def computed() -> list[Tensor]:
+        size = {"num_kv_heads": KV_HEADS, "block_size": BLOCK_SIZE, "head_dim": HEAD_DIM}
+        caches = [PagedKV(num_blocks=30, dtype=torch.float32, **size) for _ in layers]
+        out = [decoder(batch, caches) for batch in steps()]
+        return [*out, *(part for cache in caches for part in (cache.k, cache.v))]
+
+    whole = computed()
+    heard: list[int] = []
+    hook = layers[-1].register_forward_hook(lambda *_: heard.append(1))
+    each = computed()
+    hook.remove()
+    assert decoder._whole is not None
+    assert heard == [1] * 4
+    for got, want in zip(whole, each, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_layers_of_which_one_is_not_covered() -> None:
+    layers = [layer({"": "q8_0"}), layer({"": "q4_k", "v_proj": "q8_0"})]
+    holder = nn.Module()
+    holder.layers = nn.ModuleList(layers)
+    assert decoder_layers(holder, torch.float32) is None
+    holder.layers = nn.ModuleList(layers[:1])
+    assert decoder_layers(holder, torch.float32) is not None
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 300])

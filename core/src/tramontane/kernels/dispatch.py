@@ -23,8 +23,15 @@ ENVIRONMENT = "TRAMONTANE_KERNELS"
 
 Operator = Callable[..., Any]
 
-WHOLE_MODULES = ("rms_norm", "self_attention", "gated_mlp", "gated_experts", "pre_norm_layer")
-"""Modules of `tramontane.nn` that a kernel may compute in one call."""
+WHOLE_MODULES = (
+    "rms_norm",
+    "self_attention",
+    "gated_mlp",
+    "gated_experts",
+    "pre_norm_layer",
+    "decoder_layers",
+)
+"""Modules of `tramontane.nn`, or what they hold, that a kernel may compute in one call."""
 
 
 @frozen

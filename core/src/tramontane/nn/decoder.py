@@ -151,6 +151,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.rotary = rotary_from_config(config) if rotary is None else rotary
+        self._whole: dispatch.Operator | None = None
+
+    def bind_whole(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Choose what computes all layers in one call, if anything does."""
+        self._whole = dispatch.bind_whole("decoder_layers", self, device, dtype)
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """What enters the first layer, [T, hidden]."""
@@ -161,11 +166,19 @@ class Decoder(nn.Module):
 
     def forward(self, batch: ForwardBatch, caches: Sequence[LayerCache]) -> Tensor:
         h = self.embed(batch)
-        rope = self.rotary(batch, h.dtype)
+        out: Tensor = self.norm(self._through_layers(h, self.rotary(batch, h.dtype), batch, caches))
+        return out
+
+    def _through_layers(
+        self, h: Tensor, rope: Rope, batch: ForwardBatch, caches: Sequence[LayerCache]
+    ) -> Tensor:
+        if self._whole is not None:
+            done: Tensor | None = self._whole(h, rope, batch, caches)
+            if done is not None:
+                return done
         for layer, cache in zip(self.layers, caches, strict=True):
             h = layer(h, rope, batch, cache)
-        out: Tensor = self.norm(h)
-        return out
+        return h
 
 
 class CausalLM(nn.Module):

@@ -1,5 +1,5 @@
-"""Whole modules in one native call: attention with its projections, the gated MLP, and a layer of
-both or of attention and experts.
+"""Whole modules in one native call: attention with its projections, the gated MLP, a layer of both
+or of attention and experts, and all such layers of a decoder.
 
 Each function takes a module whose weights are in place and gives what computes its ``forward``,
 or None where something in it is not covered. What is given may itself give None for a call that it
@@ -9,6 +9,7 @@ does not cover; the module then computes as if it had never been asked.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -118,6 +119,23 @@ def gated_mlp(module: nn.Module, dtype: torch.dtype) -> Whole | None:
 
 def pre_norm_layer(module: nn.Module, dtype: torch.dtype) -> Whole | None:
     """`tramontane.nn.PreNormLayer` of attention, gated MLP or mixture of experts, and RMSNorms."""
+    bound = _layer(module, dtype)
+    return None if bound is None else partial(_attention_forward, bound)
+
+
+def decoder_layers(module: nn.Module, dtype: torch.dtype) -> Whole | None:
+    """All layers of `tramontane.nn.Decoder`, where each is such a `PreNormLayer`."""
+    layers: list[_Bound] = []
+    for layer in module.layers:  # type: ignore[union-attr]
+        bound = _layer(layer, dtype) if is_plain(layer, PreNormLayer) else None
+        if bound is None:
+            return None
+        bound.modules.append(layer)
+        layers.append(bound)
+    return partial(_layers_forward, layers) if layers else None
+
+
+def _layer(module: nn.Module, dtype: torch.dtype) -> _Bound | None:
     bound = _new(dtype)
     if bound is None or not isinstance(module, PreNormLayer):
         return None
@@ -131,7 +149,7 @@ def pre_norm_layer(module: nn.Module, dtype: torch.dtype) -> Whole | None:
         return None
     bound.block.residual = 1
     bound.modules += list(module.children())
-    return partial(_attention_forward, bound)
+    return bound
 
 
 def _new(dtype: torch.dtype) -> _Bound | None:
@@ -219,9 +237,27 @@ def _add_norm(bound: _Bound, name: str, module: nn.Module) -> bool:
 def _attention_forward(
     bound: _Bound, h: Tensor, rope: Rope | None, batch: ForwardBatch, cache: Any
 ) -> Tensor | None:
-    if h.dtype != torch.float32 or batch.num_tokens >= bound.most_rows or listened(bound.modules):
+    return _layers_forward([bound], h, rope, batch, [cache])
+
+
+def _layers_forward(
+    layers: list[_Bound], h: Tensor, rope: Rope | None, batch: ForwardBatch, caches: Sequence[Any]
+) -> Tensor | None:
+    if h.dtype != torch.float32:
         return None
+    records = []
+    for bound, cache in zip(layers, caches, strict=True):
+        if batch.num_tokens >= bound.most_rows or listened(bound.modules):
+            return None
+        record = _record_of(bound, cache)
+        if record is None:
+            return None
+        records.append(record)
     step = _step_of(batch, rope)
+    return None if step is None else _call(layers, records, step, h)
+
+
+def _record_of(bound: _Bound, cache: Any) -> AttentionRecord | None:
     found = bound.records.get(id(cache))
     if found is None:
         if type(cache) is not PagedKV or cache.k.dtype not in KV_DTYPES:
@@ -237,7 +273,7 @@ def _attention_forward(
             sinks=bound.sinks,
         )
         found = bound.records[id(cache)] = (cache, record)
-    return None if step is None else _call(bound, found[1], step, h)
+    return found[1]
 
 
 def _mlp_forward(bound: _Bound, x: Tensor) -> Tensor | None:
@@ -246,18 +282,22 @@ def _mlp_forward(bound: _Bound, x: Tensor) -> Tensor | None:
         return None
     step = _Step()
     step.T = rows
-    return _call(bound, None, step, x)
+    return _call([bound], [None], step, x)
 
 
-def _call(bound: _Bound, record: AttentionRecord | None, step: _Step, h: Tensor) -> Tensor:
+def _call(
+    layers: list[_Bound], records: Sequence[AttentionRecord | None], step: _Step, h: Tensor
+) -> Tensor:
     library = native()
     assert library is not None
     h = h.contiguous()
     out = torch.empty_like(h)
+    pointers = ctypes.c_void_p * len(layers)
     check(
-        library.calls.tmk_block(
-            ctypes.byref(bound.block),
-            None if record is None else ctypes.byref(record),
+        library.calls.tmk_blocks(
+            pointers(*(ctypes.addressof(bound.block) for bound in layers)),
+            pointers(*(None if one is None else ctypes.addressof(one) for one in records)),
+            len(layers),
             ctypes.byref(step),
             h.data_ptr(),
             out.data_ptr(),
@@ -286,5 +326,5 @@ def _step_of(batch: ForwardBatch, rope: Rope | None) -> _Step | None:
     return step
 
 
-for _function in (self_attention, gated_mlp, pre_norm_layer):
+for _function in (self_attention, gated_mlp, pre_norm_layer, decoder_layers):
     _function.why_not = why_not  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 7
+_VERSION = 8
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -39,7 +39,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
     "tmk_attention": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
     "tmk_norm": (_long, (_pointer, _pointer, ctypes.c_double, _long, _long, _pointer, _int)),
-    "tmk_block": (_long, (*[_pointer] * 5, _int)),
+    "tmk_blocks": (_long, (_pointer, _pointer, _long, _pointer, _pointer, _pointer, _int)),
     "tmk_experts": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
 }
 

@@ -59,4 +59,11 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             device="cpu",
             summary="attention, MLP, norms and residuals in one call",
         ),
+        KernelSpec(
+            name="native decoder layers",
+            target="tramontane_kernels_cpu.block:decoder_layers",
+            op="decoder_layers",
+            device="cpu",
+            summary="all layers in one call, between which no thread waits to be woken",
+        ),
     )
