@@ -54,7 +54,8 @@ class Runner(ManyModels):
         pa_ctxt_len: tokens of context to make room for.
         pa_blk_size: tokens of a cache block: 8, 16 or 32.
         pa_cache_type: how keys and values are stored, a ``PagedCacheType``: ``"Auto"`` as the model
-            computes, ``"F32"``, ``"BF16"``, ``"F16"``, or in 8 bits as ``"F8E4M3"`` or ``"I8"``.
+            computes, or in F16 where it computes in F32 on a CPU with weights that are narrower;
+            ``"F32"``, ``"BF16"``, ``"F16"``, or in 8 bits as ``"F8E4M3"`` or ``"I8"``.
         paged_attn, no_paged_attn: accepted; the cache is always kept in blocks, on every device.
         seed: makes every sampled answer reproducible.
         enable_search, search_callback: lets chat requests with ``web_search_options`` search

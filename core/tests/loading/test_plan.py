@@ -10,7 +10,7 @@ from tramontane.errors import ConfigError, MemoryPlanError
 from tramontane.loading import device as device_module
 from tramontane.loading import dtype as dtype_module
 from tramontane.loading.device import Room, choose_device, memory_of
-from tramontane.loading.dtype import Inventory, choose_dtype, survey
+from tramontane.loading.dtype import Inventory, choose_cache_dtype, choose_dtype, survey
 from tramontane.loading.plan import CacheRequest, Part, plan_memory
 
 from .conftest import MemoryCheckpoint, RowPacked  # noqa: TID252
@@ -103,6 +103,21 @@ def test_auto_takes_f32_where_kernels_read_narrow_weights(monkeypatch):
 def test_kept_weights_take_what_they_take_in_the_file():
     found = Inventory({BF16: 100, F32: 10}, 7, 3, 64, kept={BF16: 80})
     assert found.bytes_as(F32) == 80 * 2 + 30 * 4 + 7 + 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "weights", "dtype", "device", "expected"),
+    [
+        ("Auto", inventory(packed=GIB), F32, CPU, F16),
+        ("auto", Inventory({BF16: 100}, 0, 0, 64, kept={BF16: 80}), F32, CPU, F16),
+        ("Auto", inventory(dtype=F32), F32, CPU, F32),
+        ("F32", inventory(packed=GIB), F32, CPU, F32),
+        ("Auto", inventory(packed=GIB), BF16, CPU, BF16),
+        ("Auto", inventory(packed=GIB), F32, CUDA, F32),
+    ],
+)
+def test_keys_and_values_are_narrower_where_weights_are(asked, weights, dtype, device, expected):
+    assert choose_cache_dtype(asked, weights, dtype, device) is expected
 
 
 def test_auto_with_packed_weights(monkeypatch):

@@ -13,6 +13,9 @@ from tramontane_testkit.data import data_path
 NEAR = 0.12
 """How far apart, in nats, two words may be for mistral.rs's rounding of activations to 8 bits to
 choose the other one."""
+FEW = 6
+"""Of some forty words, those that such rounding, ours and theirs, may have decided: which ones they
+are changes with every last digit, the type of keys and values included."""
 
 # mistral.rs puts the BOS token also before a text that begins with it.
 STORY = "<|start_story|><|start_story|>Once upon a time, "
@@ -51,7 +54,7 @@ def test_the_words_are_those_of_mistralrs(generation: str, kind: str) -> None:
         gaps = follow(runner, PARK if kind == "Q4K" else STORY, expected["text"])
     if kind in ("AFQ8", "HQQ8"):  # there mistral.rs does not round activations
         assert not gaps
-    assert len(gaps) <= 3
+    assert len(gaps) <= FEW
     assert all(gap < NEAR for gap in gaps)
 
 

@@ -10,12 +10,12 @@ from attrs import evolve, frozen
 from torch import nn
 
 from tramontane.loading.device_map import DeviceMap
-from tramontane.loading.dtype import Inventory, Narrow, choose_dtype, survey
+from tramontane.loading.dtype import Inventory, Narrow, choose_cache_dtype, choose_dtype, survey
 from tramontane.loading.in_situ import in_situ_quantizer, report_slow
 from tramontane.loading.layers import LayerNames
 from tramontane.loading.opening import OpenModel
 from tramontane.loading.placement import Layout, check_types, device_of, elsewhere, place_layers
-from tramontane.loading.plan import Part
+from tramontane.loading.plan import CacheRequest, Part
 from tramontane.loading.request import BoundModel, LoadRequest
 from tramontane.loading.rules import Arrangement, arrange
 from tramontane.loading.weights import Binder, Step, wanted_names
@@ -102,6 +102,7 @@ class PlacedDraft:
         packing: what in-situ quantization will do; None without it.
         override: types that a topology pins; None where there are none.
         dtype: of activations, and of weights that are not packed.
+        cache: what the user says about the KV cache, its dtype settled.
         left: bytes that the budget leaves for it; None for no limit.
         device_map: where each layer goes.
         parts: what each device will hold, for the memory plan.
@@ -113,6 +114,7 @@ class PlacedDraft:
     packing: InSituPlan | None
     override: Override | None
     dtype: torch.dtype
+    cache: CacheRequest
     left: int | None
     device_map: DeviceMap
     parts: list[Part] | None
@@ -159,6 +161,10 @@ class PlacedDraft:
         if packing is None:
             narrow = Narrow(checkpoint, draft.arrangement, dtype)
             inventory = evolve(inventory, kept=narrow.elements(draft.model, device))
+        cache = request.cache
+        if cache.dtype is None:
+            chosen = choose_cache_dtype(request.dtype, inventory, dtype, device)
+            cache = evolve(cache, dtype=chosen)
         left = request.reserve(inventory.bytes_as(dtype))
         device_map, parts = place_layers(
             layout,
@@ -166,7 +172,7 @@ class PlacedDraft:
             config=config,
             inventory=inventory,
             packing=packing,
-            request=request.cache,
+            request=cache,
             device_layers=request.device_layers,
             dtype=dtype,
             device=device,
@@ -178,6 +184,7 @@ class PlacedDraft:
             packing=packing,
             override=override,
             dtype=dtype,
+            cache=cache,
             left=left,
             device_map=device_map,
             parts=parts,

@@ -166,6 +166,23 @@ def choose_dtype(asked: str, inventory: Inventory, device: torch.device) -> torc
     return stored if stored in order and not packed else order[0]
 
 
+def choose_cache_dtype(
+    asked: str, inventory: Inventory, dtype: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """The dtype of keys and values where the user names none: that of activations. Where ``Auto``
+    made these F32 on the CPU although the weights have fewer bits, F16: rounding weights has cost
+    far more than that will, and decoding waits for as many bytes of a long context as of weights.
+
+    Args:
+        asked: as for `choose_dtype`, which gave ``dtype``.
+    """
+    auto = str(getattr(asked, "value", asked)).lower() == "auto"
+    narrow = inventory.packed_bytes > 0 or bool(inventory.kept)
+    if auto and narrow and device.type == "cpu" and dtype is torch.float32:
+        return torch.float16
+    return dtype
+
+
 def cache_dtype(asked: str) -> torch.dtype | None:
     """The dtype in which keys and values are stored; None for that of activations.
 

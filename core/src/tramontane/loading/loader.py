@@ -98,7 +98,7 @@ def load_text(request: LoadRequest) -> LoadedModel:
             inventory=placed.inventory,
             specs=placed.layout.specs,
             max_positions=config.max_position_embeddings,
-            request=request.cache,
+            request=placed.cache,
             dtype=placed.dtype,
             device=placed.device_map.main,
             left=placed.left,

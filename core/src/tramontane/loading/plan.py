@@ -35,7 +35,7 @@ class CacheRequest:
             (``pa_gpu_mem_usage``), in (0, 1].
         cache_bytes: bytes of cache (``pa_gpu_mem``).
         block_size: tokens a block (``pa_blk_size``).
-        dtype: of K and V; None for the model's.
+        dtype: of K and V; None for that of activations.
         max_seqs: sequences that run at once.
         planned_seq_len, planned_batch_size: ``max_seq_len`` and ``max_batch_size`` of
             `TextAutoMapParams`; a cache smaller than that is refused.
