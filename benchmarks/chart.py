@@ -41,6 +41,7 @@ def _panel(
     axis: Any, title: str, prefix: str, keys: list[str], engines: Mapping[str, Mapping[str, float]]
 ) -> None:
     shown = [key for key in keys if key.startswith(prefix)]
+    shown.sort(key=lambda key: int(key.removeprefix(prefix)))
     if not shown:
         axis.set_axis_off()
         return

@@ -26,9 +26,9 @@ void Team::meet() {
     meetings_.store(last + 1, std::memory_order_release);
     return;
   }
-  // Those that are late by this much have no processor of their own.
+  // Who is late by more than a few microseconds may be waiting for this very processor.
   for (int i = 0; meetings_.load(std::memory_order_acquire) == last; i++)
-    if (i > 1 << 17) std::this_thread::yield();
+    if (i > 1 << 13) std::this_thread::yield();
 }
 
 size_t activation_bytes(const Isa&, int64_t T, int64_t K) {
