@@ -13,9 +13,6 @@ from tramontane_testkit.data import data_path
 NEAR = 0.12
 """How far apart, in nats, two words may be for mistral.rs's rounding of activations to 8 bits to
 choose the other one."""
-FEW = 6
-"""Of some forty words, those that such rounding, ours and theirs, may have decided: which ones they
-are changes with every last digit, the type of keys and values included."""
 
 # mistral.rs puts the BOS token also before a text that begins with it.
 STORY = "<|start_story|><|start_story|>Once upon a time, "
@@ -50,11 +47,12 @@ def test_the_words_are_those_of_mistralrs(generation: str, kind: str) -> None:
     directory = data_path("uqff", generation, kind)
     expected: dict[str, Any] = json.loads((directory / "expected.json").read_text())
     # Shorthand, which the report or the name of the file explains.
-    with Runner(Which.Plain(str(directory), from_uqff=kind)) as runner:
+    # Which near ties fall how changes with every last digit, so nothing else is rounded.
+    with Runner(Which.Plain(str(directory), from_uqff=kind), pa_cache_type="F32") as runner:
         gaps = follow(runner, PARK if kind == "Q4K" else STORY, expected["text"])
     if kind in ("AFQ8", "HQQ8"):  # there mistral.rs does not round activations
         assert not gaps
-    assert len(gaps) <= FEW
+    assert len(gaps) <= 3
     assert all(gap < NEAR for gap in gaps)
 
 
