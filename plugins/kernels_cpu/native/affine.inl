@@ -1,8 +1,8 @@
 // Weights of few bits with a scale and a minimum a group of columns: w = d · q + m.
 //
-// Panels hold the codes in the planes of formats.h, in front of them d [L] and m [L] for each group,
-// as wide as they were stored. How many columns a group has, and how wide its floats are, is read
-// from the weight: both are looked at once a group only. Needs linear.inl and pack.inl before it.
+// Panels hold the codes in the planes of formats.h, in front of each group's d [L] and m [L], as wide
+// as they were stored. How many columns a group has, and how wide its floats are, is read from the
+// weight: both are looked at once a group only. Needs linear.inl and pack.inl before it.
 #include <cmath>
 #include <cstring>
 
@@ -17,10 +17,10 @@ inline typename V::F load_floats(const uint8_t* p, int floats) {
   return floats == kHalf ? V::load_half(p) : floats == kBrain ? V::load_brain(p) : V::load_float(p);
 }
 
-template <class V, class Fmt, int T>
-void affine_tile(const uint8_t* const* panels, const Linear& w, const Activations& a, int64_t first,
-                 float* out, int64_t stride) {
-  constexpr int L = V::L, P = kRows / L;
+template <class V, class Fmt, int Side, int T, int P>
+void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Activations& a,
+                        int64_t first, int which, float* out, int64_t stride) {
+  constexpr int L = V::L;
   constexpr int zero = zero_point<V, Fmt>;
   using Columns = Block<V, Fmt>;
   const size_t width = L * float_bytes(w.floats);
@@ -29,25 +29,28 @@ void affine_tile(const uint8_t* const* panels, const Linear& w, const Activation
   Columns c[P];
   typename V::F acc[P][T];
   for (int p = 0; p < P; p++) {
-    h[p] = panels[p];
-    c[p].p = panels[p] + affine_headers(w, L);
+    c[p].p = panels[p];
     for (int t = 0; t < T; t++) acc[p][t] = V::fzero();
   }
-  const int8_t* x = a.q + first * K;
-  const float* d = a.d + first * (K / 32);
-  const int16_t* s = a.sum32 + first * (K / 32);
+  const int8_t* x = a.q + first * K + 4 * which;
+  const float* d = a.d + first * (K / 32) + which;
+  const int16_t* s = a.sum32 + first * (K / 32) + which;
   for (int64_t g = 0; g < groups; g++) {
     typename V::F scale[P];
-    for (int p = 0; p < P; p++) scale[p] = load_floats<V>(h[p], w.floats);
+    for (int p = 0; p < P; p++) {
+      h[p] = c[p].p;
+      c[p].p += 2 * width;
+      scale[p] = load_floats<V>(h[p], w.floats);
+    }
     float low[T] = {};
-    for (int64_t b = 0; b < blocks; b++, x += 32 * T, d += T, s += T) {
+    for (int64_t b = 0; b < blocks; b++, x += 32 * Side, d += Side, s += Side) {
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
         for (int p = 0; p < P; p++) sum[p][t] = start;
       }
-      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, T>(c[p]);
-      V::template group<Fmt, 0, 8, P, T>(c, x, nullptr, 0, sum);
+      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(c[p]);
+      V::template group<Fmt, 0, 8, Side>(c, x, nullptr, 0, sum);
       for (int t = 0; t < T; t++) {
         const typename V::F xd = V::fset(d[t]);
         for (int p = 0; p < P; p++)
@@ -59,11 +62,20 @@ void affine_tile(const uint8_t* const* panels, const Linear& w, const Activation
     for (int p = 0; p < P; p++) {
       const typename V::F minimum = load_floats<V>(h[p] + width, w.floats);
       for (int t = 0; t < T; t++) acc[p][t] = V::fma(minimum, V::fset(low[t]), acc[p][t]);
-      h[p] += 2 * width;
     }
   }
   for (int p = 0; p < P; p++)
     for (int t = 0; t < T; t++) V::store(out + t * stride + p * L, acc[p][t]);
+}
+
+template <class V, class Fmt, int Side>
+void affine_tile(const uint8_t* const* panels, int count, const Linear& w, const Activations& a,
+                 int64_t first, float* out, int64_t stride) {
+  constexpr int T = Taken<V, Fmt, Side>::tokens, P = Taken<V, Fmt, Side>::panels;
+  for (int p = 0; p < count; p += P)
+    for (int t = 0; t < Side; t += T)
+      some_affine_panels<V, Fmt, Side, T, P>(panels + p, w, a, first, t,
+                                             out + t * stride + p * V::L, stride);
 }
 
 // 32 codes out of their stream.
@@ -86,29 +98,29 @@ inline bool finite_as(const uint8_t* p, int floats) {
 template <int Bits, class F, int L>
 bool pack_affine_panel(const Linear& w, int64_t first, int rows, const uint8_t* codes,
                        const uint8_t* scales, const uint8_t* minima, uint8_t* panel) {
-  const size_t size = float_bytes(w.floats), groups = w.cols / w.group;
-  const size_t headers = affine_headers(w, L);
-  if (rows < L) std::memset(panel, 0, headers + F::block(L) * (w.cols / 32));
+  const size_t size = float_bytes(w.floats), groups = w.cols / w.group, header = affine_header(w, L);
+  if (rows < L) std::memset(panel, 0, header * groups + F::block(L) * (w.cols / 32));
   bool fine = true;
   for (int r = 0; r < rows; r++) {
-    uint8_t* h = panel + size * r;
-    for (size_t g = 0; g < groups; g++, h += 2 * size * L) {
+    const uint8_t* from = codes + (first + r) * (w.cols / 8) * Bits;
+    uint8_t* p = panel;
+    for (size_t g = 0; g < groups; g++) {
       const uint8_t* d = scales + ((first + r) * groups + g) * size;
       const uint8_t* m = minima + ((first + r) * groups + g) * size;
       fine &= finite_as(d, w.floats) && finite_as(m, w.floats);
-      std::memcpy(h, d, size);
-      std::memcpy(h + size * L, m, size);
-    }
-    const uint8_t* from = codes + (first + r) * (w.cols / 8) * Bits;
-    uint8_t* p = panel + headers + 4 * r;
-    for (int64_t b = 0; b < w.cols / 32; b++, from += 4 * Bits, p += F::block(L)) {
-      uint8_t q[32];
-      uint32_t words[8];
-      from_stream<Bits>(from, q);
-      if (F::is_signed)
-        for (uint8_t& code : q) code ^= 128;
-      planes<F>(q, words);
-      for (int n = 0; n < F::planes; n++) std::memcpy(p + size_t(n) * 4 * L, &words[n], 4);
+      std::memcpy(p + size * r, d, size);
+      std::memcpy(p + size * (L + r), m, size);
+      p += header;
+      for (int64_t b = 0; b < w.group / 32; b++, from += 4 * Bits, p += F::block(L)) {
+        uint8_t q[32];
+        uint32_t words[8];
+        from_stream<Bits>(from, q);
+        if (F::is_signed)
+          for (uint8_t& code : q) code ^= 128;
+        planes<F>(q, words);
+        for (int n = 0; n < F::planes; n++)
+          std::memcpy(p + size_t(n) * 4 * L + 4 * r, &words[n], 4);
+      }
     }
   }
   return fine;

@@ -46,39 +46,48 @@ template <int H> inline vi second_crossing() {
 
 // Lane i is the sum of the lanes of rows[i].
 template <int H = N / 2>
-inline vf totals(vf* rows) {
-  if constexpr (H == 0) return rows[0];
-  for (int i = 0; i < H; i++)
-    rows[i] = __builtin_shuffle(rows[i], rows[i + H], first_crossing<H>()) +
-              __builtin_shuffle(rows[i], rows[i + H], second_crossing<H>());
-  return totals<H / 2>(rows);
+inline __attribute__((always_inline)) vf totals(vf (&rows)[N]) {
+  if constexpr (H == 0) {
+    return rows[0];
+  } else {
+#pragma GCC unroll 8
+    for (int i = 0; i < H; i++)
+      rows[i] = __builtin_shuffle(rows[i], rows[i + H], first_crossing<H>()) +
+                __builtin_shuffle(rows[i], rows[i + H], second_crossing<H>());
+    return totals<H / 2>(rows);
+  }
 }
 
 // Scores of G queries with N / G keys; each key's lie together.
 template <int KV, int G>
-inline vf score(const AttentionSpan& s, const float* q, const typename Stored<KV>::T* const* row,
-                const float* factor) {
+inline __attribute__((always_inline)) vf score(const AttentionSpan& s, const float* q,
+                                               const typename Stored<KV>::T* const (&row)[N / G]) {
   using S = Stored<KV>;
   constexpr int J = N / G;
   const int D = s.head_dim;
   vf acc[N];
-  for (vf& a : acc) a = vf{};
+#pragma GCC unroll 16
+  for (int l = 0; l < N; l++) acc[l] = vf{};
   int i = 0;
   for (; i + N <= D; i += N) {
     vf keys[J];
+#pragma GCC unroll 16
     for (int m = 0; m < J; m++) keys[m] = S::vec(row[m] + i);
+#pragma GCC unroll 4
     for (int g = 0; g < G; g++) {
       const vf x = load(q + g * D + i);
+#pragma GCC unroll 16
       for (int m = 0; m < J; m++) acc[m * G + g] += keys[m] * x;
     }
   }
   vf sum = totals(acc);
-  vf factors;
-  for (int l = 0; l < N; l++) factors[l] = factor[l / G];
-  if (i < D)
+  if (i < D) {
+    float rest[N] = {};
     for (int l = 0; l < N; l++)
-      for (int d = i; d < D; d++) sum[l] += S::one(row[l / G][d]) * q[l % G * D + d];
-  return sum * factors;
+      for (int d = i; d < D; d++) rest[l] += S::one(row[l / G][d]) * q[l % G * D + d];
+    sum += load(rest);
+  }
+  return sum;
 }
 
 // out[g] += Σ p[j][g] · v[j] for columns i … i + M·N - 1.
@@ -117,12 +126,14 @@ inline void attend_block(const AttentionSpan& s, const float* q, const Rows& row
   vf highest = splat(-INFINITY);
   for (int key = 0; key < count; key += J) {
     const T* row[J];
-    float factor[J];
+    vf factor = splat(s.scale);
+#pragma GCC unroll 16
     for (int m = 0; m < J; m++) {
       const int j = from + (key + m < count ? key + m : count - 1);
       row[m] = k + int64_t(j) * D;
-      factor[m] = s.scale;
-      if constexpr (S::scaled) factor[m] *= S::unit * s.k_scales[block * s.scale_block + j];
+      if constexpr (S::scaled)
+        for (int g = 0; g < G; g++)
+          factor[m * G + g] *= S::unit * s.k_scales[block * s.scale_block + j];
     }
     if (g0 == 0) {  // a head's part of a block is too short for the processor to see a stream
       const int64_t k_at = (from + key) * int64_t(D * sizeof(T)), k_size = J * D * sizeof(T);
@@ -132,7 +143,7 @@ inline void attend_block(const AttentionSpan& s, const float* q, const Rows& row
       for (int64_t n = 0; n < v_size; n += 64)
         __builtin_prefetch(s.v + next * s.v_block + v_at + n);
     }
-    vf x = score<KV, G>(s, q, row, factor);
+    vf x = score<KV, G>(s, q, row) * factor;
     if (s.softcap > 0) x = s.softcap * hyperbolic_tangent(x / s.softcap);
     store(p + key * G, x);
     if (key + J > count)

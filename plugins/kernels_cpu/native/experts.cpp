@@ -49,10 +49,6 @@ void enter(Team& team, const Isa& isa, const ExpertsWork& work, const Activation
   team.meet();
 }
 
-inline void add_to(float* o, const float* other, int n) {
-  for (int i = 0; i < n; i++) o[i] += other[i];
-}
-
 }  // namespace
 
 bool usable(const Isa& isa, const Experts& e) {
@@ -142,7 +138,7 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
   }
 
   const int64_t each = work.active ? work.pairs / work.active : 0;
-  const int64_t step = strips_at_once(isa, *e.gate, each), strips = strips_of(*e.gate);
+  const int64_t step = strips_at_once(isa, *e.gate, each), strips = strips_of(isa, *e.gate);
   const int64_t pieces = (strips + step - 1) / step;
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t n = 0; n < work.active * pieces; n++) {
@@ -152,21 +148,18 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
     // The rows of activations that this expert multiplies, and where their results lie.
     const int64_t shift = T == 1 ? work.starts[which] : 0;
     const int64_t begin = work.starts[which] - shift, end = work.starts[which + 1] - shift;
-    walk(isa, gate, first, last, begin, end, [&](Strip s, Tile tile) {
-      alignas(64) float got[kMaxTile * kRows], raised[kMaxTile * kRows];
-      strip_times(isa, gate, entering, s, tile, got);
-      strip_times(isa, up, entering, s, tile, raised);
-      for (int t = 0; t < tile.n; t++) {
-        float *one = got + t * kRows, *other = raised + t * kRows;
-        if (gate.bias) add_to(one, gate.bias + s.row, s.rows);
-        if (up.bias) add_to(other, up.bias + s.row, s.rows);
-        if (e.limit > 0)
-          isa.bounded_gate(float(e.limit), float(e.alpha), one, other, s.rows);
-        else
-          isa.gate(int(e.act), one, other, s.rows);
-        float* o = work.middle + (tile.first + t + shift) * inner + s.row;
-        std::memcpy(o, one, sizeof(float) * s.rows);
-      }
+    // One matrix after the other, so that each is read as long streams.
+    products(isa, gate, entering, first, last, begin, end, [&](const Strip& s, int64_t t, float* one) {
+      s.put(work.middle + (t + shift) * inner, one);
+    });
+    products(isa, up, entering, first, last, begin, end, [&](const Strip& s, int64_t t, float* raised) {
+      float one[kMostRows], *middle = work.middle + (t + shift) * inner;
+      s.get(middle, one);
+      if (e.limit > 0)
+        isa.bounded_gate(float(e.limit), float(e.alpha), one, raised, s.rows);
+      else
+        isa.gate(int(e.act), one, raised, s.rows);
+      s.put(middle, one);
     });
   }
   team.meet();
@@ -174,33 +167,25 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
     enter(team, isa, work, between, super_between, [&](int64_t p) { return work.middle + p * inner; });
 
   // A thread adds up all experts' shares of its rows, in the experts' order whoever else is there.
-  const int64_t below = strips_of(*e.down), at_once = strips_at_once(isa, *e.down, each);
+  const int64_t below = strips_of(isa, *e.down), at_once = strips_at_once(isa, *e.down, each);
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t first = 0; first < below; first += at_once) {
     const int64_t last = first + at_once < below ? first + at_once : below;
-    const int64_t row = first * kRows, end = last * kRows < hidden ? last * kRows : hidden;
-    for (int64_t t = 0; t < T; t++) {
-      float* o = out + t * hidden + row;
-      if (add && add != out)
-        std::memcpy(o, add + t * hidden + row, sizeof(float) * (end - row));
-      else if (!add)
-        std::memset(o, 0, sizeof(float) * (end - row));
+    for (int64_t i = first; add != out && i < last; i++) {
+      const Strip s = strip(isa, *e.down, i);
+      for (int64_t t = 0; t < T; t++) {
+        float begin[kMostRows] = {};
+        if (add) s.add(add + t * hidden, begin);
+        s.put(out + t * hidden, begin);
+      }
     }
     for (int64_t which = 0; which < work.active; which++) {
       const Linear& down = e.down[work.experts[which]];
-      walk(isa, down, first, last, work.starts[which], work.starts[which + 1],
-           [&](Strip s, Tile tile) {
-             alignas(64) float got[kMaxTile * kRows];
-             strip_times(isa, down, between, s, tile, got);
-             for (int t = 0; t < tile.n; t++) {
-               float* one = got + t * kRows;
-               if (down.bias) add_to(one, down.bias + s.row, s.rows);
-               const int64_t pair = work.order[tile.first + t];
-               const float weight = routing.weights[pair];
-               float* o = out + pair / routing.top_k * hidden + s.row;
-               for (int r = 0; r < s.rows; r++) o[r] += weight * one[r];
-             }
-           });
+      products(isa, down, between, first, last, work.starts[which], work.starts[which + 1],
+               [&](const Strip& s, int64_t p, float* one) {
+                 const int64_t pair = work.order[p];
+                 s.add_to(out + pair / routing.top_k * hidden, routing.weights[pair], one);
+               });
     }
   }
   team.meet();

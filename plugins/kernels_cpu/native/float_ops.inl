@@ -34,17 +34,17 @@ void rotate(float* x, const float* cos, const float* sin, int n, bool adjacent) 
 
 // Weights that are plain floats ------------------------------------------------------------------
 
-// R rows times T tokens. One accumulator a product whatever R and T are, so that a token's result
-// does not depend on its neighbours.
+// R rows, `apart` numbers from each other, times T tokens. One accumulator a product whatever R and
+// T are, so that a token's result does not depend on its neighbours.
 template <int KV, int R, int T>
-inline void dots(const typename Stored<KV>::T* w, int64_t cols, const float* x, int64_t x_stride,
-                 float* out, int64_t stride) {
+inline void dots(const typename Stored<KV>::T* w, int64_t apart, int64_t cols, const float* x,
+                 int64_t x_stride, float* out, int64_t stride) {
   using S = Stored<KV>;
   vf acc[R][T] = {};
   int64_t i = 0;
   const auto step = [&]() __attribute__((always_inline)) {
     vf rows[R];
-    for (int r = 0; r < R; r++) rows[r] = S::vec(w + r * cols + i);
+    for (int r = 0; r < R; r++) rows[r] = S::vec(w + r * apart + i);
     for (int t = 0; t < T; t++) {
       const vf v = load(x + t * x_stride + i);
       for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
@@ -52,46 +52,44 @@ inline void dots(const typename Stored<KV>::T* w, int64_t cols, const float* x, 
     i += N;
   };
   constexpr int line = 64 / sizeof(typename S::T);
-  while (i + line <= cols) {
-    if constexpr (T == 1)  // a row is no longer than a page or two, so the processor sees no stream
-      for (int r = 0; r < R; r++) __builtin_prefetch(w + (R + r) * cols + i);
+  while (i + line <= cols)
     for (int n = 0; n < line / N; n++) step();
-  }
   while (i + N <= cols) step();
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) {
       float sum = total(acc[r][t]);
-      for (int64_t j = i; j < cols; j++) sum += S::one(w[r * cols + j]) * x[t * x_stride + j];
+      for (int64_t j = i; j < cols; j++) sum += S::one(w[r * apart + j]) * x[t * x_stride + j];
       out[t * stride + r] = sum;
     }
 }
 
 template <int KV>
-void plain_as(const uint8_t* data, int rows, int64_t cols, const float* x, int64_t x_stride, int T,
-              float* out, int64_t stride) {
-  const auto* w = (const typename Stored<KV>::T*)data;
+void plain_as(const Linear& weight, int64_t row, int rows, int64_t apart, const float* x,
+              int64_t x_stride, int T, float* out, int64_t stride) {
+  const int64_t K = weight.cols;
+  const auto* w = (const typename Stored<KV>::T*)weight.data + row * K;
+  apart *= K;
   int t = 0;
   for (; t + 4 <= T; t += 4) {
     const float* xt = x + t * x_stride;
+    float* o = out + t * stride;
     int r = 0;
-    for (; r + 2 <= rows; r += 2) dots<KV, 2, 4>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
-    for (; r < rows; r++) dots<KV, 1, 4>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
+    for (; r + 2 <= rows; r += 2) dots<KV, 2, 4>(w + r * apart, apart, K, xt, x_stride, o + r, stride);
+    for (; r < rows; r++) dots<KV, 1, 4>(w + r * apart, apart, K, xt, x_stride, o + r, stride);
   }
   for (; t < T; t++) {
     const float* xt = x + t * x_stride;
+    float* o = out + t * stride;
     int r = 0;
-    for (; r + 4 <= rows; r += 4) dots<KV, 4, 1>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
-    for (; r < rows; r++) dots<KV, 1, 1>(w + r * cols, cols, xt, x_stride, out + t * stride + r, stride);
+    for (; r + 4 <= rows; r += 4) dots<KV, 4, 1>(w + r * apart, apart, K, xt, x_stride, o + r, stride);
+    for (; r < rows; r++) dots<KV, 1, 1>(w + r * apart, apart, K, xt, x_stride, o + r, stride);
   }
 }
 
-void plain(int type, const uint8_t* w, int rows, int64_t cols, const float* x, int64_t x_stride,
+void plain(const Linear& w, int64_t row, int rows, int64_t apart, const float* x, int64_t x_stride,
            int tokens, float* out, int64_t stride) {
-  switch (type) {
-    case kF32: return plain_as<0>(w, rows, cols, x, x_stride, tokens, out, stride);
-    case kBF16: return plain_as<1>(w, rows, cols, x, x_stride, tokens, out, stride);
-    default: return plain_as<2>(w, rows, cols, x, x_stride, tokens, out, stride);
-  }
+  const auto fn = w.type == kF32 ? plain_as<0> : w.type == kBF16 ? plain_as<1> : plain_as<2>;
+  fn(w, row, rows, apart, x, x_stride, tokens, out, stride);
 }
 
 }  // namespace

@@ -11,9 +11,9 @@
 //   high 2 bits  plane i/4, bits 2·(i%4) and up
 //   8 bits       plane i
 //
-// Scales lie in front of a panel's blocks as a stream of their own, so that blocks stay aligned:
-// for each 32 or 256 columns, d [L], then (affine types) m [L]; for K-quants then pairs of integer
-// sub-scales [pairs][L][2] and (affine ones) of sub-minima. Widths are no larger than in the file.
+// In front of the blocks of 32 or 256 columns lie their scales: d [L], then (types with a minimum)
+// m [L]; for K-quants then pairs of integer sub-scales [pairs][L][2] and (those with minima) of
+// sub-minima. Widths are no larger than in the file, and a panel is read from end to end.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -42,11 +42,8 @@ struct Format {
     return lanes * (scale_bytes + (Min ? 2 : 0) + 2 * pairs * (Min && Group ? 2 : 1));
   }
   static constexpr size_t block(int lanes) { return size_t(4) * lanes * planes; }
-  static size_t headers(int lanes, int64_t cols) {
-    return (header(lanes) * (cols / Super) + 63) & ~size_t(63);
-  }
   static size_t panel(int lanes, int64_t cols) {
-    return (headers(lanes, cols) + block(lanes) * (cols / 32) + 63) & ~size_t(63);
+    return ((header(lanes) + block(lanes) * (Super / 32)) * (cols / Super) + 63) & ~size_t(63);
   }
 };
 
@@ -70,8 +67,8 @@ using Q5_K = Format<4, 1, 256, 32, true, 0, 31, 0, false>;
 using Q6_K = Format<4, 2, 256, 16, false, 32, 63, 0, false>;
 using IQ4_XS = Format<4, 0, 256, 32, false, 128, 255, kBookIQ4, false>;
 
-// Affine types, by bits of a code. Their panels begin with d [L] and m [L] for each group of columns,
-// which are as many and as wide as the weight says; blocks are those of the format.
+// Affine types, by bits of a code. d [L] and m [L] lie in front of each group's blocks, which are as
+// many as the weight says, and are as wide as it says; blocks are those of the format.
 using Affine2 = Format<2, 0, 32, 0, true, 0, 3, 0, false>;
 using Affine3 = Format<2, 1, 32, 0, true, 0, 7, 0, false>;
 using Affine4 = Format<4, 0, 32, 0, true, 0, 15, 0, false>;
@@ -80,9 +77,7 @@ using Affine6 = Format<4, 2, 32, 0, true, 0, 63, 0, false>;
 using Affine8 = Format<8, 0, 32, 0, true, 0, 255, 0, false>;
 
 inline size_t float_bytes(int floats) { return floats == kFloat ? 4 : 2; }
-inline size_t affine_headers(const Linear& w, int lanes) {
-  return (2 * lanes * float_bytes(w.floats) * (w.cols / w.group) + 63) & ~size_t(63);
-}
+inline size_t affine_header(const Linear& w, int lanes) { return 2 * lanes * float_bytes(w.floats); }
 
 #define TMK_AFFINE(X) X(2) X(3) X(4) X(5) X(6) X(8)
 

@@ -49,30 +49,37 @@ inline bool is_widened(int type) { return type >= kE4M3; }
 // Whether activations are taken as they are.
 inline bool takes_floats(int type) { return plain_bytes(type) || is_widened(type); }
 
-// How far apart the rows lie that share scales, and are computed together.
-inline int64_t rows_apart(const Linear& w) {
-  return w.type > kCrossed ? w.rows / w.beside->height : 1;
+// Weights are read as so many long streams at once: processors fetch ahead by themselves, and better
+// on four than on one, or on many short ones.
+constexpr int kStreams = 4;
+
+constexpr int kCrossedRows = 16;  // that share scales and are computed together
+
+// How many panels lie before panel i of a weight. A strip has one panel out of each of kStreams runs
+// of memory, so that going from strip to strip follows these however short rows are.
+inline int64_t panels_before(int64_t rows, int lanes, int64_t i) {
+  const int64_t panels = (rows + lanes - 1) / lanes;
+  const int64_t run = i % kStreams, longer = panels % kStreams;
+  return run * (panels / kStreams) + (run < longer ? run : longer) + i / kStreams;
 }
 
-constexpr int kRows = 16;  // rows of one call: one panel of 16 lanes, or two of 8
-
-// How many panels lie before panel i of a weight. A strip has one panel out of each of kRows / lanes
-// runs of memory, so that going from strip to strip follows as many streams however short rows are:
-// processors fetch ahead on two long streams better than on one, or on many short ones.
-inline int64_t panels_before(int64_t rows, int lanes, int64_t i) {
-  const int64_t runs = kRows / lanes, strips = (rows + kRows - 1) / kRows;
-  return i % runs * strips + i / runs;
+// How far apart the rows lie that are computed together: those that share scales; where rows stay
+// as they are stored, one of each quarter.
+inline int64_t rows_apart(const Linear& w) {
+  if (w.type > kCrossed) return w.rows / w.beside->height;
+  return takes_floats(w.type) && w.rows >= kStreams ? w.rows / kStreams : 1;
 }
 
 constexpr int kTiles = 4;  // functions for tiles of 1, 2, 4 and 8 tokens
 
-// out[t * stride + r] for the rows of kRows / lanes panels and the tokens of the tile at `first`.
-using TileFn = void (*)(const uint8_t* const* panels, const Activations& x, int64_t first,
+// out[t * stride + r] for the rows of kStreams panels, of which the first `count` are needed, and the
+// tokens of the tile at `first`.
+using TileFn = void (*)(const uint8_t* const* panels, int count, const Activations& x, int64_t first,
                         float* out, int64_t stride);
 
 // The same for affine types.
-using AffineFn = void (*)(const uint8_t* const* panels, const Linear& w, const Activations& x,
-                          int64_t first, float* out, int64_t stride);
+using AffineFn = void (*)(const uint8_t* const* panels, int count, const Linear& w,
+                          const Activations& x, int64_t first, float* out, int64_t stride);
 
 // Rows first … first + rows - 1 of streams of codes, scales and minima into one panel.
 using PackAffineFn = bool (*)(const Linear& w, int64_t first, int rows, const uint8_t* codes,
@@ -92,12 +99,13 @@ struct Isa {
   // Groups first … last - 1 of `super` columns of one token, which is in `tile`.
   void (*quantize)(const float* x, const Activations& out, Tile tile, int64_t token, int super,
                    int64_t first, int64_t last);
-  // out[t * stride + r] = row r of float weights [rows, cols] times token t: kRows, 8 tokens at most.
-  void (*plain)(int type, const uint8_t* w, int rows, int64_t cols, const float* x,
+  // out[t * stride + r] = row `row` + r · `apart` of a weight of plain floats times token t, of which
+  // there are 8 at most.
+  void (*plain)(const Linear& w, int64_t row, int rows, int64_t apart, const float* x,
                 int64_t x_stride, int tokens, float* out, int64_t stride);
-  // The same of rows `row`, `row` + rows_apart, … of a weight that is widened.
-  void (*widened)(const Linear& w, int64_t row, int rows, const float* x, int64_t x_stride,
-                  int tokens, float* out, int64_t stride);
+  // The same of a weight that is widened.
+  void (*widened)(const Linear& w, int64_t row, int rows, int64_t apart, const float* x,
+                  int64_t x_stride, int tokens, float* out, int64_t stride);
   void (*floats)(const Linear& w, int64_t row, float* out);  // a row of such a weight
   void (*norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
   void (*rotate)(float* x, const float* cos, const float* sin, int n, bool adjacent);

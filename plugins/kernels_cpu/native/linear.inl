@@ -1,4 +1,4 @@
-// Quantized linear for one instruction set: kRows rows times the tokens of one tile.
+// Quantized linear for one instruction set: a strip of panels times the tokens of one tile.
 //
 // Written once over the vector types of simd_*.h. Integer sums are kept as long as the format
 // allows: 32 columns, or 256 for K-quants, whose sub-scales multiply the integers.
@@ -77,18 +77,28 @@ template <class V, class Fmt>
 constexpr int zero_point = Fmt::zero - (Fmt::is_signed && V::takes_signed ? 128 : 0);
 
 // Asks for memory that will be read soon. Not in full tiles: there arithmetic takes longer.
-template <class V, class Fmt, int T>
+template <class V, class Fmt, int Side>
 inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
-  if constexpr (T < V::tile)
+  if constexpr (Side < V::tile)
     for (size_t line = 0; line < Block<V, Fmt>::bytes; line += 64) V::prefetch(w.p + 2048 + line);
 }
 
+// What is taken at once of a tile of Side tokens, so that sums stay in registers: all panels of one
+// token, as streams; eight tokens of one panel where a code is put together from several places, or looked up
+// and signed; else four tokens of sixteen rows.
+template <class V, class Fmt, int Side>
+struct Taken {
+  static constexpr bool composed = Fmt::high || (Fmt::book && Fmt::is_signed);
+  static constexpr int tokens = Side == 8 && V::L == 8 && !composed ? 4 : Side;
+  static constexpr int panels = tokens == 1 ? kStreams : tokens == 8 ? 1 : 16 / V::L;
+};
+
 // Float operations come in the same order for a token whatever T is, so that its results do not
-// depend on its neighbours.
-template <class V, class Fmt, int T>
-void tile(const uint8_t* const* panels, const Activations& a, int64_t first, float* out,
-          int64_t stride) {
-  constexpr int L = V::L, P = kRows / L;
+// depend on its neighbours. `which` is the first of T tokens in a tile of Side.
+template <class V, class Fmt, int Side, int T, int P>
+void some_panels(const uint8_t* const* panels, const Activations& a, int64_t first, int which,
+                 float* out, int64_t stride) {
+  constexpr int L = V::L;
   constexpr int zero = zero_point<V, Fmt>;
   constexpr size_t header = Fmt::header(L), d_bytes = Fmt::scale_bytes * L;
   using Columns = Block<V, Fmt>;
@@ -97,29 +107,32 @@ void tile(const uint8_t* const* panels, const Activations& a, int64_t first, flo
   Columns w[P];
   typename V::F acc[P][T];
   for (int p = 0; p < P; p++) {
-    h[p] = panels[p];
-    w[p].p = panels[p] + Fmt::headers(L, K);
+    w[p].p = panels[p];
     for (int t = 0; t < T; t++) acc[p][t] = V::fzero();
   }
-  const int8_t* x = a.q + first * K;
-  const float* d = a.d + first * (K / Fmt::super);
+  const auto next_header = [&]() __attribute__((always_inline)) {
+    for (int p = 0; p < P; p++) h[p] = w[p].p, w[p].p += header;
+  };
+  const int8_t* x = a.q + first * K + 4 * which;
+  const float* d = a.d + first * (K / Fmt::super) + which;
   const auto next_block = [&]() __attribute__((always_inline)) {
-    x += 32 * T;
+    x += 32 * Side;
     for (int p = 0; p < P; p++) w[p].p += Columns::bytes;
   };
   const auto ahead = [&]() __attribute__((always_inline)) {
-    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, T>(w[p]);
+    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(w[p]);
   };
   if constexpr (Fmt::super == 32) {
-    const int16_t* s = a.sum32 + first * (K / 32);
-    for (int64_t b = 0; b < K / 32; b++, d += T, s += T) {
+    const int16_t* s = a.sum32 + first * (K / 32) + which;
+    for (int64_t b = 0; b < K / 32; b++, d += Side, s += Side) {
       ahead();
+      next_header();
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
         for (int p = 0; p < P; p++) sum[p][t] = start;
       }
-      V::template group<Fmt, 0, 8, P, T>(w, x, nullptr, 0, sum);
+      V::template group<Fmt, 0, 8, Side>(w, x, nullptr, 0, sum);
       typename V::F scale[P];
       for (int p = 0; p < P; p++) scale[p] = Fmt::f32 ? V::load_float(h[p]) : V::load_half(h[p]);
       for (int t = 0; t < T; t++) {
@@ -135,12 +148,13 @@ void tile(const uint8_t* const* panels, const Activations& a, int64_t first, flo
         }
       }
       next_block();
-      for (int p = 0; p < P; p++) h[p] += header;
     }
   } else {
     constexpr size_t pair_bytes = 2 * L, pairs_at = d_bytes + (Fmt::min ? 2 * L : 0);
-    const int16_t* s = Fmt::group == 16 ? a.sum16 + first * (K / 16) : a.sum32 + first * (K / 32);
-    for (int64_t b = 0; b < K / 256; b++, d += T, s += 2 * Fmt::pairs * T) {
+    const int16_t* s =
+        2 * which + (Fmt::group == 16 ? a.sum16 + first * (K / 16) : a.sum32 + first * (K / 32));
+    for (int64_t b = 0; b < K / 256; b++, d += Side, s += 2 * Fmt::pairs * Side) {
+      next_header();
       typename V::I sum[P][T];
       for (int p = 0; p < P; p++)
         for (int t = 0; t < T; t++) sum[p][t] = V::zero();
@@ -149,13 +163,13 @@ void tile(const uint8_t* const* panels, const Activations& a, int64_t first, flo
         for (int p = 0; p < P; p++) pair[p] = V::load_pairs(h[p] + pairs_at + j * pair_bytes);
         ahead();
         if constexpr (Fmt::group == 16) {
-          V::template group<Fmt, 0, 4, P, T>(w, x, pair, 0, sum);
-          V::template group<Fmt, 4, 4, P, T>(w, x, pair, 1, sum);
+          V::template group<Fmt, 0, 4, Side>(w, x, pair, 0, sum);
+          V::template group<Fmt, 4, 4, Side>(w, x, pair, 1, sum);
         } else {
-          V::template group<Fmt, 0, 8, P, T>(w, x, pair, 0, sum);
+          V::template group<Fmt, 0, 8, Side>(w, x, pair, 0, sum);
           next_block();
           ahead();
-          V::template group<Fmt, 0, 8, P, T>(w, x, pair, 1, sum);
+          V::template group<Fmt, 0, 8, Side>(w, x, pair, 1, sum);
         }
         next_block();
       }
@@ -169,7 +183,7 @@ void tile(const uint8_t* const* panels, const Activations& a, int64_t first, flo
           for (int p = 0; p < P; p++) {
             const typename V::Pair pair = V::load_pairs(h[p] + low_at + j * pair_bytes);
             for (int t = 0; t < T; t++)
-              low[p][t] = V::mul_pairs(low[p][t], pair, s + 2 * (j * T + t));
+              low[p][t] = V::mul_pairs(low[p][t], pair, s + 2 * (j * Side + t));
           }
       for (int p = 0; p < P; p++) {
         const typename V::F scale = V::load_half(h[p]);
@@ -181,7 +195,6 @@ void tile(const uint8_t* const* panels, const Activations& a, int64_t first, flo
             sum[p][t] = V::sub_times(sum[p][t], low[p][t], zero);
           acc[p][t] = V::fma(V::to_float(sum[p][t]), V::fmul(scale, V::fset(d[t])), acc[p][t]);
         }
-        h[p] += header;
       }
     }
   }
@@ -189,13 +202,35 @@ void tile(const uint8_t* const* panels, const Activations& a, int64_t first, flo
     for (int t = 0; t < T; t++) V::store(out + t * stride + p * L, acc[p][t]);
 }
 
+template <class V, class Fmt, int Side>
+void tile(const uint8_t* const* panels, int count, const Activations& a, int64_t first, float* out,
+          int64_t stride) {
+  constexpr int T = Taken<V, Fmt, Side>::tokens, P = Taken<V, Fmt, Side>::panels;
+  for (int p = 0; p < count; p += P)
+    for (int t = 0; t < Side; t += T)
+      some_panels<V, Fmt, Side, T, P>(panels + p, a, first, t, out + t * stride + p * V::L, stride);
+}
+
 // To whole numbers in -127 … 127, to nearest, ties to even.
 inline vi rounded(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
+
+// 32 numbers of at most a byte.
+inline void narrow(const int32_t* from, int8_t* to) {
+#if defined(__AVX2__)
+  const auto part = [&](int i) { return _mm256_loadu_si256((const __m256i*)(from + 8 * i)); };
+  // Packing keeps to halves of the registers: of each part first one half, then the other.
+  const __m256i halves = _mm256_packs_epi16(_mm256_packs_epi32(part(0), part(1)),
+                                            _mm256_packs_epi32(part(2), part(3)));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i*)to, _mm256_permutevar8x32_epi32(halves, order));
+#else
+  for (int i = 0; i < 32; i++) to[i] = int8_t(from[i]);
+#endif
+}
 
 // NaN and infinity make a block's scale NaN, so that they reach the result and no other token.
 void quantize_token(const float* x, const Activations& a, Tile tile, int64_t token, int super,
                     int64_t first, int64_t last) {
-  typedef int8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
   const int64_t K = a.cols;
   const int n = tile.n, own = int(token - tile.first);
   int8_t* q = a.q + tile.first * K + 4 * own;
@@ -203,29 +238,33 @@ void quantize_token(const float* x, const Activations& a, Tile tile, int64_t tok
   int16_t* sum32 = a.sum32 + tile.first * (K / 32);
   for (int64_t b = first; b < last; b++) {
     const float* v = x + b * super;
-    vf most = {}, bad = {};
+    vi most = {};  // bits of sizes, which are ordered as the numbers; NaN and infinity above all
     for (int i = 0; i < super; i += N) {
-      const vf one = load(v + i), size = (vf)((vi)one & 0x7fffffff);
-      most = pick(size > most, size, most);
-      bad += one * 0.0f;
+      const vi size = (vi)load(v + i) & 0x7fffffff;
+      most = size > most ? size : most;
     }
-    float largest = 0;
-    for (int i = 0; i < N; i++) largest = most[i] > largest ? most[i] : largest;
-    const bool finite = total(bad) == 0.0f, some = finite && largest > 1e-30f;
+    int32_t bits = 0;
+    for (int i = 0; i < N; i++) bits = most[i] > bits ? most[i] : bits;
+    float largest;
+    std::memcpy(&largest, &bits, 4);
+    const bool finite = bits < 0x7f800000, some = finite && largest > 1e-30f;
     const vf inverse = splat(some ? 127.0f / largest : 0.0f);
-    alignas(64) int8_t codes[256];
-    if (some)
-      for (int i = 0; i < super; i += N)
-        *(bytes*)(codes + i) = __builtin_convertvector(rounded(load(v + i) * inverse), bytes);
-    else
-      std::memset(codes, 0, super);
     a.d[tile.first * (K / super) + b * n + own] =
         finite ? (some ? largest / 127.0f : 0.0f) : NAN;
-    for (int i = 0; i < super; i += 4) std::memcpy(q + (b * super + i) * n, codes + i, 4);
     for (int i = 0; i < super; i += 32) {
-      const int64_t g = (b * super + i) / 32;
+      int8_t codes[32] = {};
       int sum[2] = {0, 0};
-      for (int j = 0; j < 16; j++) sum[0] += codes[i + j], sum[1] += codes[i + 16 + j];
+      if (some) {
+        vi wide[32 / N], all[2] = {};
+        for (int j = 0; j < 32 / N; j++) {
+          wide[j] = rounded(load(v + i + j * N) * inverse);
+          all[j * N / 16] += wide[j];
+        }
+        narrow((const int32_t*)wide, codes);
+        for (int j = 0; j < 2; j++) sum[j] = int(total(__builtin_convertvector(all[j], vf)));
+      }
+      for (int j = 0; j < 32; j += 4) std::memcpy(q + (b * super + i + j) * n, codes + j, 4);
+      const int64_t g = (b * super + i) / 32;
       sum16[2 * g * n] = int16_t(sum[0]);
       sum16[2 * g * n + 1] = int16_t(sum[1]);
       int16_t* both = sum32 + (super == 32 ? g * n + own : g / 2 * 2 * n + 2 * own + g % 2);

@@ -16,7 +16,7 @@ size_t panel_bytes(int type, int lanes, int64_t cols) {
 
 size_t panel_bytes(const Linear& w, int lanes) {
   if (const int bits = affine_bits(w.type))
-    return affine_headers(w, lanes) + aligned(size_t(4) * lanes * bits * (w.cols / 32));
+    return aligned(affine_header(w, lanes) * (w.cols / w.group) + size_t(4) * lanes * bits * (w.cols / 32));
   return panel_bytes(w.type, lanes, w.cols);
 }
 

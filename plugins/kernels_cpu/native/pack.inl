@@ -194,15 +194,14 @@ bool pack_panel(int rows, int64_t cols, const uint8_t* const* src, uint8_t* dst)
   using S = Source<F>;
   constexpr int per = S::cols / F::super;  // float scales in one source block
   const size_t header = F::header(L), block = F::block(L);
-  uint8_t* h = dst;
-  uint8_t* p = dst + F::headers(L, cols);
+  uint8_t* p = dst + header;
   bool fine = true;
   Row o{};
   if (rows < L) std::memset(dst, 0, F::panel(L, cols));
-  for (int64_t b = 0; b < cols / F::super; b++, h += header, p += block * (F::super / 32)) {
+  for (int64_t b = 0; b < cols / F::super; b++, p += block * (F::super / 32) + header) {
     for (int r = 0; r < rows; r++) {
       S::read(src[r] + size_t(b / per) * S::bytes, int(b % per), o);
-      uint8_t* at = h;
+      uint8_t* at = p - header;
       if (F::f32) {
         fine &= std::isfinite(o.d);
         std::memcpy(at + 4 * r, &o.d, 4);

@@ -9,7 +9,7 @@ namespace tmk {
 namespace {  // see formats.h
 
 struct Avx2 {
-  static constexpr int L = 8, tile = 4;
+  static constexpr int L = 8, tile = 8;
   static constexpr bool takes_signed = true;
   using B = __m256i;
   using I = __m256i;
@@ -68,8 +68,8 @@ struct Avx2 {
     return _mm256_maddubs_epi16(size, Fmt::is_signed ? _mm256_sign_epi8(x, w) : x);
   }
 
-  // Adds a group's products for P panels and T tokens, each times the row's sub-scale.
-  template <class Fmt, int First, int Count, int P, int T, class Fetch>
+  // Adds a group's products for P panels and T tokens out of Side, each times the row's sub-scale.
+  template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static inline __attribute__((always_inline)) void group(const Fetch (&fetch)[P], const int8_t* x,
                                                           const Pair* pair, int which,
                                                           I (&sum)[P][T]) {
@@ -103,8 +103,8 @@ struct Avx2 {
           }
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++) {
-          const I one = four(x + 4 * (c * T + t));
-          const I two = step == 2 ? four(x + 4 * ((c + 1) * T + t)) : one;
+          const I one = four(x + 4 * (c * Side + t));
+          const I two = step == 2 ? four(x + 4 * ((c + 1) * Side + t)) : one;
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++) {
             I acc = products<Fmt>(size[0][p], w[0][p], one);
@@ -123,7 +123,7 @@ struct Avx2 {
           for (int p = 0; p < P; p++) w[p] = fetch[p](i);
 #pragma GCC unroll 8
           for (int t = 0; t < T; t++) {
-            const I one = four(x + 4 * (i * T + t));
+            const I one = four(x + 4 * (i * Side + t));
 #pragma GCC unroll 8
             for (int p = 0; p < P; p++) {
               const I both = products<Fmt>(w[p], w[p], one);

@@ -59,7 +59,7 @@ struct Avx512 {
   static I mul_pairs(I acc, Pair a, const int16_t* x) { return add(acc, _mm512_madd_epi16(a, four(x))); }
   static void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
-  template <class Fmt, int First, int Count, int P, int T, class Fetch>
+  template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static inline __attribute__((always_inline)) void group(const Fetch (&fetch)[P], const int8_t* x,
                                                           const Pair* pair, int which,
                                                           I (&sum)[P][T]) {
@@ -75,7 +75,7 @@ struct Avx512 {
         const B w = fetch[p](i);
 #pragma GCC unroll 8
         for (int t = 0; t < T; t++)
-          acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], w, four(x + 4 * (i * T + t)));
+          acc[p][t] = _mm512_dpbusd_epi32(acc[p][t], w, four(x + 4 * (i * Side + t)));
       }
     }
 #pragma GCC unroll 8

@@ -80,8 +80,8 @@ struct Portable {
   }
   static void prefetch(const uint8_t*) {}
 
-  // Adds a group's products for P panels and T tokens, each times the row's sub-scale.
-  template <class Fmt, int First, int Count, int P, int T, class Fetch>
+  // Adds a group's products for P panels and T tokens out of Side, each times the row's sub-scale.
+  template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static void group(const Fetch (&fetch)[P], const int8_t* x, const Pair* pair, int which,
                     I (&sum)[P][T]) {
     for (int p = 0; p < P; p++) {
@@ -89,7 +89,7 @@ struct Portable {
       for (int i = First; i < First + Count; i++) {
         const B w = fetch[p](i);
         for (int t = 0; t < T; t++) {
-          const int8_t* q = x + 4 * (i * T + t);
+          const int8_t* q = x + 4 * (i * Side + t);
           for (int r = 0; r < L; r++)
             acc[t].v[r] += w.v[4 * r] * q[0] + w.v[4 * r + 1] * q[1] + w.v[4 * r + 2] * q[2] +
                            w.v[4 * r + 3] * q[3];

@@ -190,11 +190,11 @@ template <class F, int L>
 void unpack_row(int lane, int64_t cols, const uint8_t* panel, uint8_t* dst) {
   using S = Source<F>;
   constexpr int per = S::cols / F::super;
-  const uint8_t* h = panel;
-  const uint8_t* p = panel + F::headers(L, cols);
+  const uint8_t* p = panel;
   Row o{};
-  for (int64_t b = 0; b < cols / F::super; b++, h += F::header(L)) {
-    const uint8_t* at = h;
+  for (int64_t b = 0; b < cols / F::super; b++) {
+    const uint8_t* at = p;
+    p += F::header(L);
     if (F::f32)
       std::memcpy(&o.d, at + 4 * lane, 4);
     else
@@ -226,19 +226,19 @@ template <int Bits, class F, int L>
 void unpack_affine_row(const Linear& w, int lane, const uint8_t* panel, uint8_t* codes,
                        uint8_t* scales, uint8_t* minima) {
   const size_t size = float_bytes(w.floats), groups = w.cols / w.group;
-  const uint8_t* h = panel + size * lane;
-  for (size_t g = 0; g < groups; g++, h += 2 * size * L) {
-    std::memcpy(scales + g * size, h, size);
-    std::memcpy(minima + g * size, h + size * L, size);
-  }
-  const uint8_t* p = panel + affine_headers(w, L);
-  for (int64_t b = 0; b < w.cols / 32; b++, p += F::block(L)) {
-    uint8_t q[32];
-    block_codes<F, L>(p, lane, q);
-    if (F::is_signed)
-      for (uint8_t& code : q) code ^= 128;
-    to_stream<Bits>(q, codes);
-    codes += 4 * Bits;
+  const uint8_t* p = panel;
+  for (size_t g = 0; g < groups; g++) {
+    std::memcpy(scales + g * size, p + size * lane, size);
+    std::memcpy(minima + g * size, p + size * (L + lane), size);
+    p += affine_header(w, L);
+    for (int64_t b = 0; b < w.group / 32; b++, p += F::block(L)) {
+      uint8_t q[32];
+      block_codes<F, L>(p, lane, q);
+      if (F::is_signed)
+        for (uint8_t& code : q) code ^= 128;
+      to_stream<Bits>(q, codes);
+      codes += 4 * Bits;
+    }
   }
 }
 

@@ -69,16 +69,16 @@ struct Book {
 // R rows times T tokens, a run of columns under one scale after the other. One accumulator a product
 // whatever R and T are, so that a token's result does not depend on its neighbours.
 template <class C, int R, int T>
-inline void scaled_dots(const Linear& w, int64_t row, const float* x, int64_t x_stride, float* out,
-                        int64_t stride) {
+inline void scaled_dots(const Linear& w, int64_t row, int64_t apart, const float* x,
+                        int64_t x_stride, float* out, int64_t stride) {
   const Beside& b = *w.beside;
   const C codes(w);
   const int64_t row_bytes = w.cols / C::per_byte;
   const uint8_t* p[R];
   const float* s[R];
   for (int r = 0; r < R; r++) {
-    p[r] = w.data + (row + r) * row_bytes;
-    s[r] = b.scales + (b.first_row + row + r) / b.height * b.across;
+    p[r] = w.data + (row + r * apart) * row_bytes;
+    s[r] = b.scales + (b.first_row + row + r * apart) / b.height * b.across;
   }
   vf sum[R][T] = {};
   float rest[R][T] = {};
@@ -96,11 +96,8 @@ inline void scaled_dots(const Linear& w, int64_t row, const float* x, int64_t x_
       i += N;
     };
     constexpr int line = 64 * C::per_byte;
-    while (i + line <= end) {
-      if constexpr (T == 1)
-        for (int r = 0; r < R; r++) __builtin_prefetch(p[r] + R * row_bytes + i / C::per_byte);
+    while (i + line <= end)
       for (int n = 0; n < line / N; n++) step();
-    }
     while (i + N <= end) step();
     for (int r = 0; r < R; r++) {
       const float scale = s[r][tile] * C::factor;
@@ -116,22 +113,23 @@ inline void scaled_dots(const Linear& w, int64_t row, const float* x, int64_t x_
 }
 
 template <class C>
-void widened_as(const Linear& w, int64_t row, int rows, const float* x, int64_t x_stride, int T,
-                float* out, int64_t stride) {
+void widened_as(const Linear& w, int64_t row, int rows, int64_t apart, const float* x,
+                int64_t x_stride, int T, float* out, int64_t stride) {
+  const auto at = [&](int r) { return row + r * apart; };
   int t = 0;
   for (; t + 4 <= T; t += 4) {
     const float* xt = x + t * x_stride;
     float* o = out + t * stride;
     int r = 0;
-    for (; r + 2 <= rows; r += 2) scaled_dots<C, 2, 4>(w, row + r, xt, x_stride, o + r, stride);
-    for (; r < rows; r++) scaled_dots<C, 1, 4>(w, row + r, xt, x_stride, o + r, stride);
+    for (; r + 2 <= rows; r += 2) scaled_dots<C, 2, 4>(w, at(r), apart, xt, x_stride, o + r, stride);
+    for (; r < rows; r++) scaled_dots<C, 1, 4>(w, at(r), apart, xt, x_stride, o + r, stride);
   }
   for (; t < T; t++) {
     const float* xt = x + t * x_stride;
     float* o = out + t * stride;
     int r = 0;
-    for (; r + 4 <= rows; r += 4) scaled_dots<C, 4, 1>(w, row + r, xt, x_stride, o + r, stride);
-    for (; r < rows; r++) scaled_dots<C, 1, 1>(w, row + r, xt, x_stride, o + r, stride);
+    for (; r + 4 <= rows; r += 4) scaled_dots<C, 4, 1>(w, at(r), apart, xt, x_stride, o + r, stride);
+    for (; r < rows; r++) scaled_dots<C, 1, 1>(w, at(r), apart, xt, x_stride, o + r, stride);
   }
 }
 
@@ -178,18 +176,18 @@ inline void crossed_dots(const Crossed* codes, int64_t begin, int n, const float
     for (int t = 0; t < T; t++) out[t * out_stride + r] += total(acc[r][t]);
 }
 
-// Columns are a multiple of 32, rows of kRows.
+// Columns are a multiple of 32, rows of kCrossedRows.
 template <int T>
 void crossed_tokens(const Linear& w, int64_t row, const float* x, int64_t x_stride, float* out,
                     int64_t stride) {
   constexpr int chunk = 1024, R = T == 1 ? 4 : 2;
   const int64_t apart = rows_apart(w), K = w.cols, set = row % apart * K;
-  Crossed codes[kRows + R];
-  for (int r = 0; r < kRows + R; r++)  // those at the end are for prefetching alone
-    codes[r] = Crossed(w, row + (r < kRows ? r : 0) * apart);
+  Crossed codes[kCrossedRows + R];
+  for (int r = 0; r < kCrossedRows + R; r++)  // those at the end are for prefetching alone
+    codes[r] = Crossed(w, row + (r < kCrossedRows ? r : 0) * apart);
   alignas(64) float scaled[T][chunk];
   float low[T] = {};
-  for (int t = 0; t < T; t++) std::memset(out + t * stride, 0, sizeof(float) * kRows);
+  for (int t = 0; t < T; t++) std::memset(out + t * stride, 0, sizeof(float) * kCrossedRows);
   for (int64_t begin = 0; begin < K; begin += chunk) {
     const int n = int(K - begin < chunk ? K - begin : chunk);
     const float* s = w.beside->scales + set + begin;
@@ -203,11 +201,11 @@ void crossed_tokens(const Linear& w, int64_t row, const float* x, int64_t x_stri
       }
       low[t] += total(sum);
     }
-    for (int r = 0; r < kRows; r += R)
+    for (int r = 0; r < kCrossedRows; r += R)
       crossed_dots<R, T>(codes + r, begin, n, scaled[0], chunk, out + r, stride);
   }
   for (int t = 0; t < T; t++)
-    for (int r = 0; r < kRows; r++) out[t * stride + r] -= low[t];
+    for (int r = 0; r < kCrossedRows; r++) out[t * stride + r] -= low[t];
 }
 
 void crossed(const Linear& w, int64_t row, int tokens, const float* x, int64_t x_stride, float* out,
@@ -219,11 +217,11 @@ void crossed(const Linear& w, int64_t row, int tokens, const float* x, int64_t x
     crossed_tokens<1>(w, row, x + t * x_stride, x_stride, out + t * stride, stride);
 }
 
-void widened(const Linear& w, int64_t row, int rows, const float* x, int64_t x_stride, int tokens,
-             float* out, int64_t stride) {
+void widened(const Linear& w, int64_t row, int rows, int64_t apart, const float* x, int64_t x_stride,
+             int tokens, float* out, int64_t stride) {
   if (w.type > kCrossed) return crossed(w, row, tokens, x, x_stride, out, stride);
   const auto fn = w.type == kE4M3 ? widened_as<E4M3> : widened_as<Book>;
-  fn(w, row, rows, x, x_stride, tokens, out, stride);
+  fn(w, row, rows, apart, x, x_stride, tokens, out, stride);
 }
 
 template <class C>

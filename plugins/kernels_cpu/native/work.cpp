@@ -81,8 +81,10 @@ void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activa
 
 void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const Activations& x,
               int64_t T) {
-  const int64_t step = strips_at_once(isa, *jobs[0].w, T);
-  const auto pieces = [&](const Product& job) { return (strips_of(*job.w) + step - 1) / step; };
+  const auto pieces = [&](const Product& job) {
+    const int64_t step = strips_at_once(isa, *job.w, T);
+    return (strips_of(isa, *job.w) + step - 1) / step;
+  };
   int64_t total = 0;
   for (int j = 0; j < count; j++) total += pieces(jobs[j]);
 #pragma omp for schedule(dynamic, 1) nowait
@@ -90,19 +92,13 @@ void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const 
     int64_t first = n;
     const Product* job = jobs;
     for (; first >= pieces(*job); job++) first -= pieces(*job);
-    first *= step;
     const Linear& w = *job->w;
-    const int64_t strips = strips_of(w), last = first + step < strips ? first + step : strips;
-    walk(isa, w, first, last, 0, T, [&](Strip s, Tile tile) {
-      alignas(64) float got[kMaxTile * kRows];
-      strip_times(isa, w, x, s, tile, got);
-      for (int t = 0; t < tile.n; t++) {
-        float* one = got + t * kRows;
-        const int64_t at = (tile.first + t) * job->stride;
-        if (w.bias) s.add(w.bias, one);
-        if (job->add) s.add(job->add + at, one);
-        s.put(job->out + at, one);
-      }
+    const int64_t step = strips_at_once(isa, w, T), strips = strips_of(isa, w);
+    first *= step;
+    const int64_t last = first + step < strips ? first + step : strips;
+    products(isa, w, x, first, last, 0, T, [&](const Strip& s, int64_t t, float* one) {
+      if (job->add) s.add(job->add + t * job->stride, one);
+      s.put(job->out + t * job->stride, one);
     });
   }
   team.meet();
@@ -110,21 +106,19 @@ void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const 
 
 void multiply_gated(Team& team, const Isa& isa, const Linear& gate, const Linear& up, int act,
                     float* out, int64_t stride, const Activations& x, int64_t T) {
-  const int64_t step = strips_at_once(isa, gate, T), strips = strips_of(gate);
+  const int64_t step = strips_at_once(isa, gate, T), strips = strips_of(isa, gate);
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t first = 0; first < strips; first += step) {
     const int64_t last = first + step < strips ? first + step : strips;
-    walk(isa, gate, first, last, 0, T, [&](Strip s, Tile tile) {
-      alignas(64) float got[kMaxTile * kRows], raised[kMaxTile * kRows];
-      strip_times(isa, gate, x, s, tile, got);
-      strip_times(isa, up, x, s, tile, raised);
-      for (int t = 0; t < tile.n; t++) {
-        float *one = got + t * kRows, *other = raised + t * kRows;
-        if (gate.bias) s.add(gate.bias, one);
-        if (up.bias) s.add(up.bias, other);
-        isa.gate(act, one, other, s.rows);
-        s.put(out + (tile.first + t) * stride, one);
-      }
+    // One matrix after the other, so that each is read as long streams.
+    products(isa, gate, x, first, last, 0, T, [&](const Strip& s, int64_t t, float* one) {
+      s.put(out + t * stride, one);
+    });
+    products(isa, up, x, first, last, 0, T, [&](const Strip& s, int64_t t, float* raised) {
+      float one[kMostRows];
+      s.get(out + t * stride, one);
+      isa.gate(act, one, raised, s.rows);
+      s.put(out + t * stride, one);
     });
   }
   team.meet();

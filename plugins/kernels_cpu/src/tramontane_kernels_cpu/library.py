@@ -23,7 +23,7 @@ LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 8
+_VERSION = 9
 
 _int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
