@@ -58,7 +58,7 @@ inline __attribute__((always_inline)) vf totals(vf (&rows)[N]) {
   }
 }
 
-// Scores of G queries with N / G keys; each key's lie together.
+// Products of G queries with N / G keys; each key's lie together.
 template <int KV, int G>
 inline __attribute__((always_inline)) vf score(const AttentionSpan& s, const float* q,
                                                const typename Stored<KV>::T* const (&row)[N / G]) {
