@@ -84,8 +84,8 @@ inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
 }
 
 // What is taken at once of a tile of Side tokens, so that sums stay in registers: all panels of one
-// token, as streams; eight tokens of one panel where a code is put together from several places, or looked up
-// and signed; else four tokens of sixteen rows.
+// token, as streams; eight tokens of one panel where a code is put together from several places, or
+// looked up and signed; else four tokens of sixteen rows.
 template <class V, class Fmt, int Side>
 struct Taken {
   static constexpr bool composed = Fmt::high || (Fmt::book && Fmt::is_signed);

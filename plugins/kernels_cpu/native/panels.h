@@ -70,8 +70,10 @@ inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, c
   const size_t size = panel_bytes(w, isa.lanes);
   const int count = (s.rows + isa.lanes - 1) / isa.lanes;
   const uint8_t* panels[kStreams];  // those that the weight lacks are the first again
-  for (int n = 0; n < kStreams; n++)
-    panels[n] = w.data + panels_before(w.rows, isa.lanes, s.row / isa.lanes + (n < count ? n : 0)) * size;
+  for (int n = 0; n < kStreams; n++) {
+    const int64_t panel = s.row / isa.lanes + (n < count ? n : 0);
+    panels[n] = w.data + panels_before(w.rows, isa.lanes, panel) * size;
+  }
   const int which = __builtin_ctz(tile.n);
   if (const int bits = affine_bits(w.type))
     isa.affine[bits][which](panels, count, w, x, tile.first, out, kMostRows);

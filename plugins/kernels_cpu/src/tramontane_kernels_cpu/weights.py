@@ -87,7 +87,7 @@ class NativeWeight:
         many_rows: rows of activations from which torch's product with the weight as floats is
             faster; None where it never is.
         widened: what a weight consists of whose codes stay as they are stored, else None.
-        apart: how far apart rows lie that are computed together; 1 for neighbours.
+        apart: how far apart rows lie that share scales; 1 where rows have their own.
         order: [in] column of the activations that each column of the weight meets; None for those
             of its own number.
         address: of the C record, for calls.
