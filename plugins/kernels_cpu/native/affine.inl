@@ -2,7 +2,7 @@
 //
 // Panels hold the codes in the planes of formats.h, in front of each group's d [L] and m [L], as wide
 // as they were stored. How many columns a group has, and how wide its floats are, is read from the
-// weight: both are looked at once a group only. Needs linear.inl and pack.inl before it.
+// weight: both are looked at once a group only. Needs linear.inl, opened.inl and pack.inl before it.
 #include <cmath>
 #include <cstring>
 
@@ -17,13 +17,22 @@ inline typename V::F load_floats(const uint8_t* p, int floats) {
   return floats == kHalf ? V::load_half(p) : floats == kBrain ? V::load_brain(p) : V::load_float(p);
 }
 
+template <class Fmt>
+inline size_t aligned_to(size_t bytes) {
+  return (bytes + Fmt::alignment - 1) & ~(Fmt::alignment - 1);
+}
+
+// What lies behind each block of opened panels: the start of its sums.
+template <class V, class Fmt>
+constexpr size_t start_bytes = Fmt::split ? (4 * V::L + 63) & ~63 : 0;
+
 template <class V, class Fmt, int Side, int T, int P>
 void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Activations& a,
                         int64_t first, int which, float* out, int64_t stride) {
   constexpr int L = V::L;
   constexpr int zero = zero_point<V, Fmt>;
   using Columns = Block<V, Fmt>;
-  const size_t width = L * float_bytes(w.floats);
+  const size_t width = L * float_bytes(w.floats), header = aligned_to<Fmt>(affine_header(w, L));
   const int64_t K = w.cols, groups = K / w.group, blocks = w.group / 32;
   const uint8_t* h[P];
   Columns c[P];
@@ -39,7 +48,7 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
     typename V::F scale[P];
     for (int p = 0; p < P; p++) {
       h[p] = c[p].p;
-      c[p].p += 2 * width;
+      c[p].p += header;
       scale[p] = load_floats<V>(h[p], w.floats);
     }
     float low[T] = {};
@@ -47,7 +56,7 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
-        for (int p = 0; p < P; p++) sum[p][t] = start;
+        for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(c[p].p + Fmt::block(L), start);
       }
       for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(c[p]);
       V::template group<Fmt, 0, 8, Side>(c, x, nullptr, 0, sum);
@@ -57,7 +66,7 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
           acc[p][t] = V::fma(V::to_float(sum[p][t]), V::fmul(scale[p], xd), acc[p][t]);
         low[t] += d[t] * s[t];
       }
-      for (int p = 0; p < P; p++) c[p].p += Columns::bytes;
+      for (int p = 0; p < P; p++) c[p].p += Columns::bytes + start_bytes<V, Fmt>;
     }
     for (int p = 0; p < P; p++) {
       const typename V::F minimum = load_floats<V>(h[p] + width, w.floats);
@@ -76,6 +85,32 @@ void affine_tile(const uint8_t* const* panels, int count, const Linear& w, const
     for (int t = 0; t < Side; t += T)
       some_affine_panels<V, Fmt, Side, T, P>(panels + p, w, a, first, t,
                                              out + t * stride + p * V::L, stride);
+}
+
+template <class V, class Fmt>
+size_t opened_affine_bytes(const Linear& w) {
+  using To = InBytes<Fmt>;
+  return aligned_to<To>(affine_header(w, V::L)) * (w.cols / w.group) +
+         (To::block(V::L) + start_bytes<V, To>) * (w.cols / 32);
+}
+
+template <class V, class Fmt>
+void open_affine_panel(const Linear& w, const uint8_t* panel, uint8_t* opened) {
+  using To = InBytes<Fmt>;
+  const size_t header = affine_header(w, V::L);
+  for (int64_t g = 0; g < w.cols / w.group; g++) {
+    std::memcpy(opened, panel, header);
+    panel += header;
+    opened += aligned_to<To>(header);
+    for (int64_t b = 0; b < w.group / 32; b++) {
+      typename V::I sum[1][1] = {{V::zero()}};
+      open_block<V, Fmt>(panel, opened, nullptr, 0, sum);
+      panel += Fmt::block(V::L);
+      opened += To::block(V::L);
+      if constexpr (To::split) put_start<V>(opened, sum);
+      opened += start_bytes<V, To>;
+    }
+  }
 }
 
 // 32 codes out of their stream.

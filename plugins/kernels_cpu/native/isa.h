@@ -74,12 +74,17 @@ constexpr int kTiles = 4;  // functions for tiles of 1, 2, 4 and 8 tokens
 
 // out[t * stride + r] for the rows of kStreams panels, of which the first `count` are needed, and the
 // tokens of the tile at `first`.
-using TileFn = void (*)(const uint8_t* const* panels, int count, const Activations& x, int64_t first,
-                        float* out, int64_t stride);
+using TileFn = void (*)(const uint8_t* const* panels, int count, const Linear& w,
+                        const Activations& x, int64_t first, float* out, int64_t stride);
 
-// The same for affine types.
-using AffineFn = void (*)(const uint8_t* const* panels, int count, const Linear& w,
-                          const Activations& x, int64_t first, float* out, int64_t stride);
+// What one type's panels are multiplied with.
+struct Tiles {
+  TileFn stored[kTiles];  // by the logarithm of the tile's tokens
+  // Panels opened for many tokens, see opened.inl; null where an instruction set has none.
+  size_t (*opened_bytes)(const Linear& w);
+  void (*open)(const Linear& w, const uint8_t* panel, uint8_t* opened);
+  TileFn opened;  // for full tiles
+};
 
 // Rows first … first + rows - 1 of streams of codes, scales and minima into one panel.
 using PackAffineFn = bool (*)(const Linear& w, int64_t first, int rows, const uint8_t* codes,
@@ -92,9 +97,9 @@ struct Isa {
   const char* name;
   int lanes;
   int tile;  // most tokens of a tile
-  TileFn linear[40][kTiles];  // by weight type, and by the logarithm of the tile's tokens
-  PackFn pack[40];            // by weight type
-  AffineFn affine[9][kTiles];   // by bits of a code, and as before
+  Tiles linear[40];             // by weight type
+  PackFn pack[40];              // by weight type
+  Tiles affine[9];              // by bits of a code
   PackAffineFn pack_affine[9];  // by bits of a code
   // Groups first … last - 1 of `super` columns of one token, which is in `tile`.
   void (*quantize)(const float* x, const Activations& out, Tile tile, int64_t token, int super,

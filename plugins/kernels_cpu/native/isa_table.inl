@@ -4,11 +4,37 @@
 #include "linear.inl"
 #include "pack.inl"
 
+#include "opened.inl"
+
 #include "affine.inl"
 #include "widened.inl"
 
 namespace tmk {
 namespace {
+
+template <class V, class Fmt>
+Tiles tiles_of() {
+  Tiles t{{tile<V, Fmt, 1>, tile<V, Fmt, 2>, tile<V, Fmt, 4>}};
+  if constexpr (V::tile == 8) t.stored[3] = tile<V, Fmt, 8>;
+  if constexpr (V::opens) {
+    t.opened_bytes = opened_bytes<V, Fmt>;
+    t.open = open_panel<V, Fmt>;
+    t.opened = tile<V, InBytes<Fmt>, V::tile>;
+  }
+  return t;
+}
+
+template <class V, class Fmt>
+Tiles affine_tiles_of() {
+  Tiles t{{affine_tile<V, Fmt, 1>, affine_tile<V, Fmt, 2>, affine_tile<V, Fmt, 4>}};
+  if constexpr (V::tile == 8) t.stored[3] = affine_tile<V, Fmt, 8>;
+  if constexpr (V::opens) {
+    t.opened_bytes = opened_affine_bytes<V, Fmt>;
+    t.open = open_affine_panel<V, Fmt>;
+    t.opened = affine_tile<V, InBytes<Fmt>, V::tile>;
+  }
+  return t;
+}
 
 template <class V>
 Isa make_table(const char* name) {
@@ -16,19 +42,13 @@ Isa make_table(const char* name) {
   isa.name = name;
   isa.lanes = V::L;
   isa.tile = V::tile;
-#define X(F)                                                         \
-  isa.linear[k##F][0] = tile<V, F, 1>;                               \
-  isa.linear[k##F][1] = tile<V, F, 2>;                               \
-  isa.linear[k##F][2] = tile<V, F, 4>;                               \
-  if constexpr (V::tile == 8) isa.linear[k##F][3] = tile<V, F, 8>;   \
+#define X(F)                           \
+  isa.linear[k##F] = tiles_of<V, F>(); \
   isa.pack[k##F] = pack_panel<F, V::L>;
   TMK_FORMATS(X)
 #undef X
-#define X(Bits)                                                                      \
-  isa.affine[Bits][0] = affine_tile<V, Affine##Bits, 1>;                             \
-  isa.affine[Bits][1] = affine_tile<V, Affine##Bits, 2>;                             \
-  isa.affine[Bits][2] = affine_tile<V, Affine##Bits, 4>;                             \
-  if constexpr (V::tile == 8) isa.affine[Bits][3] = affine_tile<V, Affine##Bits, 8>; \
+#define X(Bits)                                          \
+  isa.affine[Bits] = affine_tiles_of<V, Affine##Bits>(); \
   isa.pack_affine[Bits] = pack_affine_panel<Bits, Affine##Bits, V::L>;
   TMK_AFFINE(X)
 #undef X

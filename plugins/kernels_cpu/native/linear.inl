@@ -76,6 +76,13 @@ struct Block {
 template <class V, class Fmt>
 constexpr int zero_point = Fmt::zero - (Fmt::is_signed && V::takes_signed ? 128 : 0);
 
+// What a row's sums start from: where codes are split, also from what lies at p.
+template <class V, class Fmt>
+inline __attribute__((always_inline)) typename V::I start_of(const uint8_t* p, typename V::I start) {
+  if constexpr (Fmt::split) return V::add(V::load_ints(p), start);
+  return start;
+}
+
 // Asks for memory that will be read soon. Not in full tiles: there arithmetic takes longer.
 template <class V, class Fmt, int Side>
 inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
@@ -85,10 +92,10 @@ inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
 
 // What is taken at once of a tile of Side tokens, so that sums stay in registers: all panels of one
 // token, as streams; eight tokens of one panel where a code is put together from several places, or
-// looked up and signed; else four tokens of sixteen rows.
+// signed and looked up; else four tokens of sixteen rows.
 template <class V, class Fmt, int Side>
 struct Taken {
-  static constexpr bool composed = Fmt::high || (Fmt::book && Fmt::is_signed);
+  static constexpr bool composed = Fmt::high || (Fmt::is_signed && Fmt::book);
   static constexpr int tokens = Side == 8 && V::L == 8 && !composed ? 4 : Side;
   static constexpr int panels = tokens == 1 ? kStreams : tokens == 8 ? 1 : 16 / V::L;
 };
@@ -130,7 +137,7 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
-        for (int p = 0; p < P; p++) sum[p][t] = start;
+        for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(h[p] + header - 4 * L, start);
       }
       V::template group<Fmt, 0, 8, Side>(w, x, nullptr, 0, sum);
       typename V::F scale[P];
@@ -157,7 +164,7 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       next_header();
       typename V::I sum[P][T];
       for (int p = 0; p < P; p++)
-        for (int t = 0; t < T; t++) sum[p][t] = V::zero();
+        for (int t = 0; t < T; t++) sum[p][t] = start_of<V, Fmt>(h[p] + header - 4 * L, V::zero());
       for (int j = 0; j < Fmt::pairs; j++) {
         typename V::Pair pair[P];
         for (int p = 0; p < P; p++) pair[p] = V::load_pairs(h[p] + pairs_at + j * pair_bytes);
@@ -203,8 +210,8 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
 }
 
 template <class V, class Fmt, int Side>
-void tile(const uint8_t* const* panels, int count, const Activations& a, int64_t first, float* out,
-          int64_t stride) {
+void tile(const uint8_t* const* panels, int count, const Linear&, const Activations& a,
+          int64_t first, float* out, int64_t stride) {
   constexpr int T = Taken<V, Fmt, Side>::tokens, P = Taken<V, Fmt, Side>::panels;
   for (int p = 0; p < count; p += P)
     for (int t = 0; t < Side; t += T)

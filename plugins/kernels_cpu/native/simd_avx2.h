@@ -10,7 +10,7 @@ namespace {  // see formats.h
 
 struct Avx2 {
   static constexpr int L = 8, tile = 8;
-  static constexpr bool takes_signed = true;
+  static constexpr bool takes_signed = true, opens = true;
   using B = __m256i;
   using I = __m256i;
   using F = __m256;
@@ -27,10 +27,14 @@ struct Avx2 {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)book)), a);
   }
 
+  static void store(uint8_t* p, B a) { _mm256_storeu_si256((__m256i*)p, a); }
+
   static I zero() { return _mm256_setzero_si256(); }
   static I times(const int16_t* a, int n) {
     return _mm256_madd_epi16(_mm256_set1_epi16(*a), _mm256_set1_epi32(n & 0xffff));
   }
+  static I load_ints(const uint8_t* p) { return load(p); }
+  static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
   static I add(I a, I b) { return _mm256_add_epi32(a, b); }
   static I sub_times(I a, I b, int n) {
     return _mm256_sub_epi32(a, _mm256_mullo_epi32(b, _mm256_set1_epi32(n)));
@@ -61,10 +65,18 @@ struct Avx2 {
   // Keeps the compiler from putting off additions until every product waits in memory.
   static inline __attribute__((always_inline)) void in_order(I& a) { asm volatile("" : "+x"(a)); }
 
+  // |w| and, in every bit, whether w is negative.
+  static void split(B w, B& size, B& negative) {
+    size = _mm256_abs_epi8(w);
+    negative = _mm256_cmpgt_epi8(_mm256_setzero_si256(), w);
+  }
+
   // w · x with four columns to a lane, in pairs of 16 bits. `size` is w, or |w| where w is signed;
-  // two of 128 · 127 still fit.
+  // two of 128 · 127 still fit, as do two of 128 · -128. Where w is split, `w` is whether it is
+  // negative, and x becomes -x - 1 then.
   template <class Fmt>
   static inline __attribute__((always_inline)) I products(B size, B w, I x) {
+    if constexpr (Fmt::split) return _mm256_maddubs_epi16(size, _mm256_xor_si256(x, w));
     return _mm256_maddubs_epi16(size, Fmt::is_signed ? _mm256_sign_epi8(x, w) : x);
   }
 
@@ -98,6 +110,11 @@ struct Avx2 {
         for (int i = 0; i < step; i++)
 #pragma GCC unroll 8
           for (int p = 0; p < P; p++) {
+            if constexpr (Fmt::split) {
+              size[i][p] = fetch[p](2 * (c + i));
+              w[i][p] = fetch[p](2 * (c + i) + 1);
+              continue;
+            }
             w[i][p] = fetch[p](c + i);
             size[i][p] = Fmt::is_signed ? _mm256_abs_epi8(w[i][p]) : w[i][p];
           }

@@ -10,7 +10,7 @@ namespace {  // see formats.h
 
 struct Avx512 {
   static constexpr int L = 16, tile = 8;
-  static constexpr bool takes_signed = false;
+  static constexpr bool takes_signed = false, opens = false;
   using B = __m512i;
   using I = __m512i;
   using F = __m512;

@@ -27,7 +27,7 @@ inline float half_to_float(uint16_t h) {
 template <int Lanes>
 struct Portable {
   static constexpr int L = Lanes, tile = 4;
-  static constexpr bool takes_signed = false;
+  static constexpr bool takes_signed = false, opens = false;
   struct B { uint8_t v[4 * L]; };
   struct I { int32_t v[L]; };
   struct F { float v[L]; };

@@ -6,6 +6,7 @@
 namespace tmk {
 
 thread_local Scratch scratch;
+thread_local Scratch opened_scratch;
 
 uint8_t* Scratch::get(size_t bytes) {
   if (bytes > size) {
@@ -50,7 +51,7 @@ Activations place(const Isa&, uint8_t* p, int64_t T, int64_t K) {
 
 bool usable(const Isa& isa, const Linear& w) {
   if (const int bits = affine_bits(w.type))
-    return isa.affine[bits][0] && w.group > 0 && w.group % 32 == 0 && w.cols % w.group == 0;
+    return isa.affine[bits].stored[0] && w.group > 0 && w.group % 32 == 0 && w.cols % w.group == 0;
   if (is_widened(w.type)) {
     if (!w.beside || w.beside->height < 1 || w.beside->width < 1) return false;
     const int bits = w.type - kCrossed;
@@ -59,7 +60,7 @@ bool usable(const Isa& isa, const Linear& w) {
     return (bits == 1 || bits == 2 || bits == 4 || bits == 8) && size % 32 == 0 && w.rows > 0 &&
            w.rows % size == 0 && w.cols % 32 == 0;
   }
-  return w.type >= 0 && w.type < 40 && (isa.linear[w.type][0] || plain_bytes(w.type));
+  return w.type >= 0 && w.type < 40 && (isa.linear[w.type].stored[0] || plain_bytes(w.type));
 }
 
 void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activations& a, int64_t T,

@@ -26,6 +26,7 @@ struct Scratch {
   uint8_t* get(size_t bytes);
 };
 extern thread_local Scratch scratch;
+extern thread_local Scratch opened_scratch;  // of each thread of a team: opened panels
 
 // The threads of one parallel region, where all wait for all. OpenMP's own barrier waits with one
 // PAUSE after the other, which a virtual machine takes for idling: its processor is then given to

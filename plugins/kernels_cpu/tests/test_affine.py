@@ -64,7 +64,7 @@ def test_exact_activations_give_the_exact_product(
 ) -> None:
     weight = random_weight(bits, rows, cols, group, dtype)
     packed = prepare(weight)
-    for tokens in (1, 2, 3, 4, 5, 9, 17, 33):
+    for tokens in (1, 2, 3, 4, 5, 9, 17, 33, 70):
         x = whole_numbers(tokens, cols)
         assert close(packed_linear(x, packed), x, weight), tokens
 
@@ -83,6 +83,7 @@ def test_rounding_of_activations_is_all_that_is_lost(bits: int) -> None:
     assert (got - want).norm() <= 0.02 * want.norm()
     alone = torch.cat([packed_linear(row[None], prepare(weight)) for row in x])
     assert torch.equal(got, alone)
+    assert torch.equal(packed_linear(x.repeat(10, 1), prepare(weight)), alone.repeat(10, 1))
 
 
 def test_scales_and_minima_of_two_types_lose_nothing() -> None:

@@ -73,7 +73,7 @@ def exact(x: torch.Tensor, weight: GgmlWeight) -> torch.Tensor:
 def test_exact_activations_give_the_exact_product(name: str, rows: int) -> None:
     weight = random_weight(name, rows, 768)
     packed = prepare(weight)
-    for tokens in (1, 2, 3, 4, 5, 9, 17, 33):
+    for tokens in (1, 2, 3, 4, 5, 9, 17, 33, 70):
         x = whole_numbers(tokens, 768)
         want = exact(x, weight)
         got = packed_linear(x, packed)
@@ -118,9 +118,11 @@ def test_extreme_codes_and_activations_do_not_overflow(name: str) -> None:
         scales = {at + i for at in HALVES.get(name, ()) for i in (0, 1)}
         codes = [i for i in range(first, BY_NAME[name].type_size) if i not in scales]
         weight.blocks.view(-1, BY_NAME[name].type_size)[:, codes] = code
-        want = exact(x, weight)
-        got = packed_linear(x, prepare(weight))
-        assert (got - want).abs().max() <= 2e-6 * want.abs().max(), (name, code)
+        packed = prepare(weight)
+        for tokens in (x, x.repeat(13, 1)):
+            want = exact(tokens, weight)
+            got = packed_linear(tokens, packed)
+            assert (got - want).abs().max() <= 2e-6 * want.abs().max(), (name, code)
 
 
 @pytest.mark.parametrize("name", ["q4_k", "q8_0"])
