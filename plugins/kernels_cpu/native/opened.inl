@@ -65,6 +65,7 @@ size_t opened_bytes(const Linear& w) {
 template <class V, class Fmt>
 void open_panel(const Linear& w, const uint8_t* panel, uint8_t* opened) {
   using To = InBytes<Fmt>;
+  static_assert(!To::split || Fmt::group != 16, "32 columns are opened under one sub-scale");
   constexpr int L = V::L;
   constexpr size_t header = Fmt::header(L);
   constexpr size_t pairs_at = (Fmt::scale_bytes + (Fmt::min ? 2 : 0)) * L;
