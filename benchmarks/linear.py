@@ -22,6 +22,7 @@ from synthetic import random_blocks
 from tramontane_gguf.blocks import GgmlWeight
 from tramontane_kernels_cpu.library import native, why_not
 from tramontane_kernels_cpu.linear import packed_linear, prepare
+from tramontane_kernels_cpu.weights import NativeWeight
 
 TYPES = (
     "q2_k", "q3_k", "iq4_xs", "iq4_nl", "q4_0", "q4_k", "mxfp4", "q5_0", "q5_k", "q6_k", "q8_0",
@@ -30,11 +31,11 @@ MIN_SECS = 0.01
 """Of one measurement; a matrix that takes less is multiplied several times."""
 
 
-def billions_per_sec(x: torch.Tensor, weight: object, products: int) -> float:
+def billions_per_sec(x: torch.Tensor, weight: NativeWeight, products: int) -> float:
     """10^9 products of two numbers a second."""
     calls, start = 0, time.perf_counter()
     while (secs := time.perf_counter() - start) < MIN_SECS:
-        packed_linear(x, weight)  # type: ignore[arg-type]
+        packed_linear(x, weight)
         calls += 1
     return products * calls / secs / 1e9
 

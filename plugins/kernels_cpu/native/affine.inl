@@ -18,13 +18,14 @@ inline typename V::F load_floats(const uint8_t* p, int floats) {
 }
 
 template <class Fmt>
-inline size_t aligned_to(size_t bytes) {
-  return (bytes + Fmt::alignment - 1) & ~(Fmt::alignment - 1);
+inline size_t scales_bytes(const Linear& w, int lanes) {
+  const size_t bytes = affine_header(w, lanes);
+  return Fmt::opened ? to_lines(bytes) : bytes;
 }
 
 // What lies behind each block of opened panels: the start of its sums.
 template <class V, class Fmt>
-constexpr size_t start_bytes = Fmt::split ? (4 * V::L + 63) & ~63 : 0;
+constexpr size_t start_bytes = Fmt::split ? to_lines(4 * V::L) : 0;
 
 template <class V, class Fmt, int Side, int T, int P>
 void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Activations& a,
@@ -32,7 +33,7 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
   constexpr int L = V::L;
   constexpr int zero = zero_point<V, Fmt>;
   using Columns = Block<V, Fmt>;
-  const size_t width = L * float_bytes(w.floats), header = aligned_to<Fmt>(affine_header(w, L));
+  const size_t width = L * float_bytes(w.floats), header = scales_bytes<Fmt>(w, L);
   const int64_t K = w.cols, groups = K / w.group, blocks = w.group / 32;
   const uint8_t* h[P];
   Columns c[P];
@@ -90,7 +91,7 @@ void affine_tile(const uint8_t* const* panels, int count, const Linear& w, const
 template <class V, class Fmt>
 size_t opened_affine_bytes(const Linear& w) {
   using To = InBytes<Fmt>;
-  return aligned_to<To>(affine_header(w, V::L)) * (w.cols / w.group) +
+  return scales_bytes<To>(w, V::L) * (w.cols / w.group) +
          (To::block(V::L) + start_bytes<V, To>) * (w.cols / 32);
 }
 
@@ -101,7 +102,7 @@ void open_affine_panel(const Linear& w, const uint8_t* panel, uint8_t* opened) {
   for (int64_t g = 0; g < w.cols / w.group; g++) {
     std::memcpy(opened, panel, header);
     panel += header;
-    opened += aligned_to<To>(header);
+    opened += scales_bytes<To>(w, V::L);
     for (int64_t b = 0; b < w.group / 32; b++) {
       typename V::I sum[1][1] = {{V::zero()}};
       open_block<V, Fmt>(panel, opened, nullptr, 0, sum);

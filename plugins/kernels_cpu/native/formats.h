@@ -25,6 +25,8 @@
 namespace tmk {
 namespace {
 
+constexpr size_t to_lines(size_t bytes) { return (bytes + 63) & ~size_t(63); }
+
 // Base bits, high bits, columns under one float scale, columns under one integer sub-scale (0:
 // none), affine minimum, zero point, largest value, code book, scale stored as float32. Values are
 // unsigned with the zero point taken off afterwards, but for those above 63: these are stored with
@@ -35,8 +37,7 @@ struct Format {
   static constexpr int max = Max, book = Book;
   static constexpr bool min = Min, f32 = F32;
   static constexpr bool is_signed = Max > 63;
-  static constexpr bool split = false;  // see opened.inl, as for what follows
-  static constexpr size_t alignment = 1;
+  static constexpr bool opened = false, split = false;  // see opened.inl
   static constexpr int planes = Base + High;  // of a block of 32 columns
   static constexpr int pairs = Group ? Super / Group / 2 : 0;
   static constexpr size_t scale_bytes = F32 ? 4 : 2;
@@ -45,7 +46,7 @@ struct Format {
   }
   static constexpr size_t block(int lanes) { return size_t(4) * lanes * planes; }
   static size_t panel(int lanes, int64_t cols) {
-    return ((header(lanes) + block(lanes) * (Super / 32)) * (cols / Super) + 63) & ~size_t(63);
+    return to_lines((header(lanes) + block(lanes) * (Super / 32)) * (cols / Super));
   }
 };
 

@@ -6,8 +6,8 @@
 //   w · x = |w| · (x ^ m)          where w is not negative
 //   w · x = |w| · (x ^ m) + |w|    where it is, since x ^ m is -x - 1
 //
-// and ^ is done by more of a processor's pipes than a change of sign. What all of a row's |w| come to
-// does not depend on the tokens: sums start from it. It is found as what zeros lack to come to zero.
+// and ^ is done by more of a processor's pipes than a change of sign. What the |w| of a row's negative
+// codes come to does not depend on the tokens: sums start from it, which is what makes zeros zero.
 #include <cstring>
 
 #include "formats.h"
@@ -20,11 +20,10 @@ namespace {
 template <class Fmt>
 struct InBytes : Fmt {
   static constexpr int base = 8, high = 0, book = 0;
-  static constexpr bool split = Fmt::is_signed;
+  static constexpr bool opened = true, split = Fmt::is_signed;
   static constexpr int planes = split ? 16 : 8;
-  static constexpr size_t alignment = 64;
   static constexpr size_t header(int lanes) {
-    return (Fmt::header(lanes) + (split ? 4 * lanes : 0) + alignment - 1) & ~(alignment - 1);
+    return to_lines(Fmt::header(lanes) + (split ? 4 * lanes : 0));
   }
   static constexpr size_t block(int lanes) { return size_t(4) * lanes * planes; }
 };
