@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from attrs import frozen
 from chart import draw
 from peers import PEERS
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from synthetic import SHAPES, gguf_model
 
@@ -179,32 +180,42 @@ def start(name: str, file: Path, args: argparse.Namespace) -> dict[str, Worker]:
     return started
 
 
-def bench_format(name: str, args: argparse.Namespace) -> tuple[dict[str, dict[str, float]], float]:
-    """Medians of one weight format, by engine, and of the bytes a second that memory gave."""
+def bench_format(
+    name: str, args: argparse.Namespace, progress: Progress
+) -> Iterator[tuple[dict[str, dict[str, float]], float]]:
+    """After each round, one weight format's medians so far: of every engine, and of the bytes a
+    second that memory gave."""
+    task = progress.add_task(f"{name}: loading", total=None)
     file = gguf_model(args.out / f"{args.size}-{name}.gguf", SHAPES[args.size], name)
     started = start(name, file, args)
-    plan = args.plans[name]
+    args.versions |= {engine: worker.ready["version"] for engine, worker in started.items()}
     rounds: dict[str, list[dict[str, float]]] = {engine: [] for engine in started}
     reads = []
+    progress.update(task, total=args.rounds * len(started))
     for nth in range(args.rounds):  # engines take turns: the machine's mood hits them alike
         most_tokens = math.inf if nth < args.long_rounds else LONG_TOKENS
         reads.append(bandwidth())
         for engine, worker in started.items():
-            rounds[engine].append(measure(worker, plan, args.decode, most_tokens, reads[-1]))
-    figures = {}
-    for engine, worker in started.items():
-        got = {
-            key: statistics.median(r[key] for r in rounds[engine] if key in r)
-            for key in rounds[engine][0]
-        }
-        first_peak = rounds[engine][0].get("peak_mb", worker.peak_mb)
-        got |= {"load_secs": worker.ready["load_secs"], "peak_mb": first_peak}
-        got["peak_without_torch_mb"] = first_peak - worker.ready.get("torch_mb", 0.0)
-        got["last_peak_mb"] = worker.peak_mb
-        figures[engine] = got
-        args.versions[engine] = worker.ready["version"]
+            progress.update(task, description=f"{name}, round {nth + 1}: {engine}")
+            figures = measure(worker, args.plans[name], args.decode, most_tokens, reads[-1])
+            rounds[engine].append(figures)
+            progress.advance(task)
+        yield (
+            {engine: summary(worker, rounds[engine]) for engine, worker in started.items()},
+            statistics.median(reads),
+        )
+    for worker in started.values():
         worker.close()
-    return figures, statistics.median(reads)
+
+
+def summary(worker: Worker, rounds: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Medians of an engine's rounds; what only the first ones have is theirs alone."""
+    figures = {key: statistics.median(r[key] for r in rounds if key in r) for key in rounds[0]}
+    first_peak = rounds[0].get("peak_mb", worker.peak_mb)
+    figures |= {"load_secs": worker.ready["load_secs"], "peak_mb": first_peak}
+    figures["peak_without_torch_mb"] = first_peak - worker.ready.get("torch_mb", 0.0)
+    figures["last_peak_mb"] = worker.peak_mb
+    return figures
 
 
 def options() -> argparse.Namespace:
@@ -272,18 +283,26 @@ def main() -> None:
         "formats": {},
     }
     console = Console(width=None if sys.stdout.isatty() else 140)
-    for name in args.plans:
-        figures, read = bench_format(name, args)
-        results["formats"][name] = figures
-        results["read_gb_per_sec"][name] = read / 1e9
-        title = f"Llama {args.size}, {name}, {args.threads} threads, reads {read / 1e9:.0f} GB/s"
-        table = Table("", *figures, title=title)
-        for key in next(iter(figures.values())):
-            cells = (row.get(key) for row in figures.values())
-            table.add_row(HEADINGS.get(key, key), *("" if c is None else f"{c:.3g}" for c in cells))
-        console.print(table)
-        (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        for name in args.plans:
+            for figures, read in bench_format(name, args, progress):
+                results["formats"][name] = figures
+                results["read_gb_per_sec"][name] = read / 1e9
+                (args.out / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
+            console.print(
+                table(f"Llama {args.size}, {name}, {args.threads} threads", figures, read)
+            )
     draw(results, args.chart or args.out / "speed.png")
+
+
+def table(model: str, figures: dict[str, dict[str, float]], read: float) -> Table:
+    """One format's figures, a column an engine."""
+    shown = Table("", *figures, title=f"{model}, reads {read / 1e9:.0f} GB/s")
+    for key in next(iter(figures.values())):
+        cells = (row.get(key) for row in figures.values())
+        shown.add_row(HEADINGS.get(key, key), *("" if c is None else f"{c:.3g}" for c in cells))
+    return shown
 
 
 if __name__ == "__main__":
