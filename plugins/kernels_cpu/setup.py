@@ -33,6 +33,7 @@ SOURCES: dict[str, list[str]] = {
     "native/api.cpp": ["-O2"],
     "native/attention.cpp": ["-O2"],
     "native/block.cpp": ["-O2"],
+    "native/draw.cpp": ["-O2"],
     "native/experts.cpp": ["-O2"],
     "native/work.cpp": ["-O2"],
     "native/pack.cpp": ["-O2"],

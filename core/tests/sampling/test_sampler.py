@@ -13,9 +13,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tramontane.errors import EngineError
+from tramontane.kernels.draw import draw
+from tramontane.kernels.selection import BLOCK, largest
 from tramontane.sampling import DryParams, Sampler, SamplerState, SamplingParams
-from tramontane.sampling.draw import draw
-from tramontane.sampling.selection import BLOCK, largest
 
 _spec = importlib.util.spec_from_file_location(
     "sampling_reference", Path(__file__).with_name("reference.py")

@@ -34,7 +34,7 @@ const Isa& isa() { return *chosen; }
 
 using namespace tmk;
 
-EXPORT int64_t tmk_version() { return 9; }
+EXPORT int64_t tmk_version() { return 10; }
 
 // Chooses an instruction set by name, or the best one for "auto". Weights that were packed
 // before must not be used afterwards. Gives the name in use, or null when this processor lacks it.

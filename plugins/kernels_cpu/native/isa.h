@@ -119,6 +119,11 @@ struct Isa {
   void (*gate)(int act, float* gate, const float* up, int n);  // gate = act(gate) · up
   // gate = (up + 1) · gate · sigmoid(alpha · gate), with gate at most limit and up within ±limit
   void (*bounded_gate)(float limit, float alpha, float* gate, const float* up, int n);
+  // Passes over logits; see draw.inl.
+  float (*highest)(const float* x, int64_t n);
+  double (*exponentials)(const float* x, float top, float temperature, float least, int64_t n,
+                         float* out);
+  struct Candidate* (*heavier)(const float* weights, float limit, int64_t n, struct Candidate* out);
   // scores and values of one key/value head over a run of cached tokens; see attend.inl
   void (*attend)(const struct AttentionSpan&);
 };

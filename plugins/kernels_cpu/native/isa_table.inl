@@ -1,5 +1,6 @@
 // Fills the function table of one instruction set. TMK_VECTOR is its vector struct.
 #include "attend.inl"
+#include "draw.inl"
 #include "gate.inl"
 #include "linear.inl"
 #include "pack.inl"
@@ -62,6 +63,9 @@ Isa make_table(const char* name) {
   isa.store = store_as;
   isa.gate = gate;
   isa.bounded_gate = bounded_gate;
+  isa.highest = highest;
+  isa.exponentials = exponentials;
+  isa.heavier = heavier;
   return isa;
 }
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tramontane.kernels.bidirectional import bidirectional_attention
+from tramontane.kernels.draw import draw
 from tramontane.kernels.latent import latent_attention
 from tramontane.kernels.parts import Part, plan_parts, read
+from tramontane.kernels.penalize import penalize
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.quantizer import PackedWeight
 
@@ -134,6 +136,8 @@ OPERATORS: dict[str, Any] = {
     "latent_attention": latent_attention,
     "bidirectional_attention": bidirectional_attention,
     "packed_linear": packed_linear,
+    "penalize": penalize,
+    "draw": draw,
 }
 """Every operator by name."""
 

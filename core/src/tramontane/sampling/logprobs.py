@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tramontane.sampling.selection import largest
+from tramontane.kernels.selection import largest
 
 Top = tuple[tuple[int, float], ...]
 

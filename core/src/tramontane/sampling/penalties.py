@@ -1,61 +1,45 @@
-"""Presence, frequency and repetition penalties, and logit bias."""
+"""What penalties go by, the tokens of a context, and logit bias."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tramontane.errors import EngineError
-from tramontane.sampling.params import SamplingParams
 
 
 class TokenCounts:
-    """How often each token occurs in a growing context.
+    """How often each token occurs in a growing context."""
 
-    Attributes:
-        ids: [U] int64, the tokens that occur.
-        counts: [U] float32, how often.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.ids = torch.empty(0, dtype=torch.int64, device=device)
-        self.counts = torch.empty(0, dtype=torch.float32, device=device)
+    def __init__(self) -> None:
         self._places: dict[int, int] = {}
+        self._ids = np.empty(256, np.int64)
+        self._counts = np.zeros(256, np.float32)
 
     def add(self, tokens: Iterable[int]) -> None:
         """Count further tokens."""
         places = self._places
-        new: list[int] = []
-        where: list[int] = []
-        for token in tokens:
-            if token not in places:
-                places[token] = len(places)
-                new.append(token)
-            where.append(places[token])
-        if not where:
-            return
-        device = self.ids.device
-        if new:
-            self.ids = torch.cat((self.ids, torch.tensor(new, device=device)))
-            self.counts = torch.cat((self.counts, torch.zeros(len(new), device=device)))
-        ones = torch.ones(len(where), device=device)
-        self.counts.index_add_(0, torch.tensor(where, device=device), ones)
+        for token, count in Counter(tokens).items():
+            place = places.setdefault(token, len(places))
+            if place == len(self._ids):
+                self._ids = np.concatenate((self._ids, np.empty_like(self._ids)))
+                self._counts = np.concatenate((self._counts, np.zeros_like(self._counts)))
+            self._ids[place] = token
+            self._counts[place] += count
 
+    @property
+    def ids(self) -> Tensor:
+        """The tokens that occur, [U] int64."""
+        return torch.from_numpy(self._ids[: len(self._places)])
 
-def penalize_occurrence(logits: Tensor, occurring: TokenCounts, params: SamplingParams) -> None:
-    """Apply the three penalties to one row of logits, [vocab], in place.
-
-    Ids outside of the vocabulary (placeholders of other modalities) are passed over.
-    """
-    known = occurring.ids < logits.shape[0]
-    ids, counts = occurring.ids[known], occurring.counts[known]
-    values = logits[ids] - counts * params.frequency_penalty - params.presence_penalty
-    if params.repetition_penalty != 1:
-        shrunk = values / params.repetition_penalty
-        values = torch.where(values > 0, shrunk, values * params.repetition_penalty)
-    logits[ids] = values
+    @property
+    def counts(self) -> Tensor:
+        """How often each of `ids` does, [U] float32."""
+        return torch.from_numpy(self._counts[: len(self._places)])
 
 
 def add_bias(logits: Tensor, bias: dict[int, float]) -> None:

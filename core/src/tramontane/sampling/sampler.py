@@ -25,11 +25,11 @@ from attrs import frozen
 from torch import Tensor
 
 from tramontane.errors import EngineError
-from tramontane.sampling.draw import draw
+from tramontane.kernels.dispatch import Operator, bind
 from tramontane.sampling.dry import DryIndex, penalize_repetition
 from tramontane.sampling.logprobs import logprobs_of
 from tramontane.sampling.params import SamplingParams
-from tramontane.sampling.penalties import TokenCounts, add_bias, penalize_occurrence
+from tramontane.sampling.penalties import TokenCounts, add_bias
 
 Mask = Callable[[], Tensor | None]
 
@@ -77,6 +77,7 @@ class SamplerState:
         self.allowed_mask = allowed_mask
         self._random = random.Random(params.seed if seed is None else seed)
         self._counts: TokenCounts | None = None
+        self._penalize: Operator | None = None
         self._dry: DryIndex | None = None
         self._num_counted = 0
 
@@ -93,21 +94,29 @@ class SamplerState:
     def apply(self, logits: Tensor) -> None:
         """Steps 1 to 3 on this sequence's row, [vocab], in place."""
         params = self.params
-        self._take_up_context(logits.device)
+        self._take_up_context()
         if self._dry is not None and params.dry is not None:
             penalize_repetition(logits, self._dry, params.dry)
         if self._counts is not None:
-            penalize_occurrence(logits, self._counts, params)
+            self._penalize = self._penalize or bind("penalize", logits.device)
+            self._penalize(
+                logits,
+                self._counts.ids,
+                self._counts.counts,
+                presence=params.presence_penalty,
+                frequency=params.frequency_penalty,
+                repetition=params.repetition_penalty,
+            )
         if params.logit_bias:
             add_bias(logits, params.logit_bias)
 
-    def _take_up_context(self, device: torch.device) -> None:
+    def _take_up_context(self) -> None:
         """Bring the indices of the context up to date."""
         new = self.output_ids[self._num_counted :]
         self._num_counted = len(self.output_ids)
         if self.params.counts_tokens:
             if self._counts is None:
-                self._counts = TokenCounts(device)
+                self._counts = TokenCounts()
                 self._counts.add(self.prompt_ids)
             self._counts.add(new)
         if self.params.dry is not None:
@@ -119,6 +128,9 @@ class SamplerState:
 
 class Sampler:
     """Chooses the next tokens of a batch. A row's result never depends on the other rows."""
+
+    def __init__(self) -> None:
+        self._draw: Operator | None = None
 
     def sample(self, logits: Tensor, states: Sequence[SamplerState]) -> list[SampledToken]:
         """One token a row.
@@ -138,7 +150,8 @@ class Sampler:
             raise _unusable(best)
         drawn = [row for row, p in enumerate(params) if not p.is_greedy]
         if drawn:
-            chosen = draw(
+            self._draw = self._draw or bind("draw", logits.device)
+            chosen = self._draw(
                 logits if len(drawn) == len(states) else logits[drawn],
                 [params[row] for row in drawn],
                 [states[row].uniform() for row in drawn],

@@ -23,9 +23,9 @@ LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 
 ISAS = ("auto", "portable", "avx2", "avx512")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 9
+_VERSION = 10
 
-_int, _long, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+_int, _long, _double, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_version": (_long, ()),
     "tmk_select": (ctypes.c_char_p, (ctypes.c_char_p,)),
@@ -38,8 +38,10 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "tmk_floats": (_long, (_pointer, _long, _long, _pointer, _int)),
     "tmk_linear": (_long, (_pointer, _pointer, _long, _long, _pointer, _long, _int)),
     "tmk_attention": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
-    "tmk_norm": (_long, (_pointer, _pointer, ctypes.c_double, _long, _long, _pointer, _int)),
+    "tmk_norm": (_long, (_pointer, _pointer, _double, _long, _long, _pointer, _int)),
     "tmk_blocks": (_long, (_pointer, _pointer, _long, _pointer, _pointer, _pointer, _int)),
+    "tmk_draw": (_long, (_pointer, _long, _long, _pointer, _long, _pointer, _int)),
+    "tmk_penalize": (_long, (_pointer, _long, _pointer, _pointer, _long, *[_double] * 3)),
     "tmk_experts": (_long, (_pointer, _pointer, _pointer, _long, _pointer, _int)),
 }
 

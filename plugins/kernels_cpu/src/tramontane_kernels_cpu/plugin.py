@@ -66,4 +66,18 @@ def tramontane_kernels() -> Iterable[KernelSpec]:
             device="cpu",
             summary="all layers in one call, between which no thread waits to be woken",
         ),
+        KernelSpec(
+            name="native penalties",
+            target="tramontane_kernels_cpu.draw:penalize",
+            op="penalize",
+            device="cpu",
+            summary="presence, frequency and repetition in one pass over what occurs",
+        ),
+        KernelSpec(
+            name="native draw",
+            target="tramontane_kernels_cpu.draw:draw",
+            op="draw",
+            device="cpu",
+            summary="temperature, top-k, top-p, min-p and the draw in one call",
+        ),
     )

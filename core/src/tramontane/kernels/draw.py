@@ -8,14 +8,13 @@ number; rows are only computed together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from attrs import frozen
 from torch import Tensor
 
-from tramontane.sampling.params import SamplingParams
-from tramontane.sampling.selection import largest
+from tramontane.kernels.selection import largest
 
 FIRST_NUCLEUS = 256
 NUCLEUS_GROWTH = 8
@@ -26,6 +25,26 @@ OFF = 2.0
 
 NUCLEUS = -1
 """In place of a number of tokens to select: what ``top_p`` needs."""
+
+
+class Drawing(Protocol):
+    """How a row is drawn: what `draw` needs of `tramontane.sampling.SamplingParams`.
+
+    Attributes:
+        temperature: above 0.
+        top_k: tokens that stay, the most likely ones; None for all.
+        top_p: a token stays while those that are likelier hold less than this; None for all.
+        min_p: share of the highest probability that those which stay exceed; None or 0 for all.
+    """
+
+    @property
+    def temperature(self) -> float | None: ...
+    @property
+    def top_k(self) -> int | None: ...
+    @property
+    def top_p(self) -> float | None: ...
+    @property
+    def min_p(self) -> float | None: ...
 
 
 @frozen(eq=False)
@@ -41,7 +60,7 @@ class _Rows:
         return type(self)(self.probs[rows], self.top_p[rows], self.min_p[rows], self.uniforms[rows])
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> list[int]:
+def draw(logits: Tensor, params: Sequence[Drawing], uniforms: Sequence[float]) -> list[int]:
     """One token a row.
 
     Args:
@@ -75,17 +94,19 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
     return chosen
 
 
-def _group(params: SamplingParams, vocab_size: int) -> int:
+def _group(params: Drawing, vocab_size: int) -> int:
     """How many of the most likely tokens can be drawn at most, or `NUCLEUS`."""
     if params.top_k is not None and params.top_k < vocab_size:
         return params.top_k
     return vocab_size if params.top_p in (None, 1) else NUCLEUS
 
 
-def _probabilities(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
+def _probabilities(logits: Tensor, params: Sequence[Drawing]) -> Tensor:
     """softmax(logits / T); shifted first, so that a tiny T overflows nothing."""
-    temperature = _column([p.temperature or 1.0 for p in params], logits).to(logits.dtype)
-    return torch.softmax((logits - logits.amax(-1, keepdim=True)) / temperature, dim=-1)
+    hottest = torch.finfo(logits.dtype).max  # by infinity, a forbidden token's would become NaN
+    temperature = _column([min(p.temperature or 1.0, hottest) for p in params], logits)
+    shifted = logits - logits.amax(-1, keepdim=True)
+    return torch.softmax(shifted / temperature.to(logits.dtype), dim=-1)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
