@@ -77,9 +77,11 @@ check-avx512: $(STAMP)
 		{ echo "SIMDe's headers are not found; install libsimde-dev (Debian) or simde (Fedora, brew)"; exit 1; }
 	cd plugins/kernels_cpu && TRAMONTANE_NATIVE_EMULATE_AVX512=1 $(abspath $(BIN))/python setup.py -q \
 		build_ext --build-lib build/emulated --build-temp build/emulated/objects
-	TRAMONTANE_CPU_LIBRARY=$$(echo $(abspath $(EMULATED))/tramontane_kernels_cpu/_native*.so) \
-		TRAMONTANE_CPU_ISA=avx512 OMP_NUM_THREADS=2 $(BIN)/pytest plugins/kernels_cpu \
-		-q -p no:cacheprovider -k "not instruction_sets" $(ARGS)
+	for isa in avx512 avx512bf16; do \
+		TRAMONTANE_CPU_LIBRARY=$$(echo $(abspath $(EMULATED))/tramontane_kernels_cpu/_native*.so) \
+		TRAMONTANE_CPU_ISA=$$isa OMP_NUM_THREADS=2 $(BIN)/pytest plugins/kernels_cpu -q \
+		-p no:cacheprovider -k "$$(test $$isa = avx512 && echo 'not instruction_sets' || \
+		echo 'plain or narrow or experts')" $(ARGS) || exit 1; done
 
 fuzz: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m fuzz.run --seconds $(SECONDS) $(ARGS)

@@ -24,6 +24,11 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
 }
+#if TMK_COMPILES_BRAIN
+bool has_avx512_bf16() {
+  return has_avx512() && (emulated || __builtin_cpu_supports("avx512bf16"));
+}
+#endif
 #endif
 
 }  // namespace
@@ -46,6 +51,10 @@ EXPORT const char* tmk_select(const char* name) {
 #if defined(TMK_X86)
   if ((any || !std::strcmp(name, "avx2")) && has_avx2()) found = avx2();
   if (((any && !emulated) || !std::strcmp(name, "avx512")) && has_avx512()) found = avx512();
+#if TMK_COMPILES_BRAIN
+  if (((any && !emulated) || !std::strcmp(name, "avx512bf16")) && has_avx512_bf16())
+    found = avx512_bf16();
+#endif
 #endif
   if (!found) return nullptr;
   chosen = found;

@@ -172,10 +172,16 @@ inline int64_t attention_scratch(int64_t rows, int64_t head_dim, int64_t v_head_
   return tile > few ? tile : few;
 }
 
+// Whether the compiler knows AVX512_BF16.
+#if defined(__clang__) || __GNUC__ >= 11
+#define TMK_COMPILES_BRAIN 1
+#endif
+
 // Call only what the processor can run: filling the table may already use its instructions.
 const Isa* portable();
 const Isa* portable16();  // the layout of AVX-512 in portable code, for tests
 const Isa* avx2();
 const Isa* avx512();
+const Isa* avx512_bf16();
 
 }  // namespace tmk

@@ -63,9 +63,25 @@ inline __m512i emulated_srai_epi32(const __m512i& a, int bits) {
 
 #include "isa_table.inl"
 
+#if TMK_COMPILES_BRAIN
+#include "brain.inl"
+#endif
+
 namespace tmk {
 const Isa* avx512() {
   static const Isa table = make_table<Avx512>("avx512");
   return &table;
 }
+
+#if TMK_COMPILES_BRAIN
+const Isa* avx512_bf16() {
+  static const Isa table = [] {
+    Isa isa = *avx512();
+    isa.name = "avx512bf16";
+    isa.plain = plain_or_brain;
+    return isa;
+  }();
+  return &table;
+}
+#endif
 }  // namespace tmk

@@ -31,7 +31,7 @@ def test_a_library_that_was_asked_for_has_no_stand_in(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", OTHERS, ids=lambda file: file.stem)
-@pytest.mark.parametrize("isa", ["portable", "portable16", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["portable", "portable16", "avx2", "avx512", "avx512bf16"])
 def test_other_instruction_sets(isa, file):
     """The library settles for one at start, so each needs a process of its own."""
     used = native()

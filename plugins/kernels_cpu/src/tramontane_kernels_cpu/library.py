@@ -15,13 +15,13 @@ from attrs import frozen
 from tramontane.errors import ConfigError
 
 ENVIRONMENT = "TRAMONTANE_CPU_ISA"
-"""``portable``, ``avx2`` or ``avx512`` forces an instruction set; ``auto`` takes the best that the
-processor has."""
+"""``portable``, ``avx2``, ``avx512`` or ``avx512bf16`` forces an instruction set; ``auto`` takes
+the best that the processor has."""
 
 LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 """Path of a library to load in place of the installed one, as ``make check-native`` does."""
 
-ISAS = ("auto", "portable", "avx2", "avx512")
+ISAS = ("auto", "portable", "avx2", "avx512", "avx512bf16")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
 _VERSION = 10
 

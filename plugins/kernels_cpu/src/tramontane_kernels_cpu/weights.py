@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from copy import copy
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -53,6 +54,13 @@ AFFINE = {f"affine.{bits}": _AFFINE + bits for bits in (2, 3, 4, 5, 6, 8)}
 MANY_ROWS, MANY_ROWS_WIDENED = 96, 32
 """Rows of activations from which torch's product with plain floats, and with floats made of codes
 for that purpose, is faster."""
+
+
+def rounds_to_brain(dtype: torch.dtype) -> bool:
+    """Whether the kernels in use round activations to BF16 for weights of this type."""
+    used = native()
+    return dtype == torch.bfloat16 and used is not None and used.isa == "avx512bf16"
+
 
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -117,7 +125,8 @@ class NativeWeight:
             self.data = _affine_panels(library.calls, found, self._record)
         elif weight.format in PLAIN:
             self._record.type, dtype = PLAIN[weight.format]
-            self.many_rows = MANY_ROWS
+            # Torch does not round; a token's result would depend on how many come together.
+            self.many_rows = sys.maxsize if rounds_to_brain(dtype) else MANY_ROWS
             self.data = found.blocks.contiguous()
             self.dense = self.data.view(dtype).view(rows, cols)
         elif weight.format in WIDENED:
