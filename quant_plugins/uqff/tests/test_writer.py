@@ -251,3 +251,25 @@ def test_f8q8_rounds_as_its_layout_says() -> None:
     assert float((packed.dequantize() - x).norm() / x.norm()) < 0.05
     again = quantizer.deserialize(quantizer.serialize(packed))
     assert torch.equal(again.dequantize(), packed.dequantize())
+
+
+def test_native_kernels_multiply_with_f8q8_and_hold_it_once() -> None:
+    library = pytest.importorskip("tramontane_kernels_cpu.library")
+    if library.why_not():
+        pytest.skip(library.why_not())
+    from tramontane_kernels_cpu.linear import packed_linear, prepare, supports
+
+    quantizer = plugin_manager().resolve(plugin_manager().get("quantizers", "f8q8"))()
+    generator = torch.Generator().manual_seed(1)
+    packed = quantizer.quantize(torch.randn(20, 96, generator=generator))
+    assert supports(format=packed.format, **packed.facts)
+    blocks, dense = packed.blocks, packed.dequantize()
+    assert torch.equal(packed.affine().dequantize(), dense)
+    x = torch.randn(5, 96, generator=generator)
+    operand = prepare(packed)
+    found, expected = packed_linear(x, operand), x @ dense.T
+    assert float((found - expected).norm() / expected.norm()) < 0.01  # activations are int8
+    assert packed._blocks is None
+    assert torch.equal(packed.blocks, blocks)
+    assert torch.equal(packed.gather(torch.tensor([7, 2])), dense[[7, 2]])
+    assert torch.equal(packed.rows(3, 9).dequantize(), dense[3:9])

@@ -5,7 +5,7 @@ A block has 33 bytes: the scale as E4M3, which holds 448 times its value, and 32
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from math import prod
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tramontane.errors import ConfigError
+from tramontane.nn import GroupAffineWeight
 from tramontane.protocols import PackedWeight, joined_parts
 
 BLOCK = 32
@@ -20,6 +21,9 @@ BLOCK_BYTES = 33
 LARGEST = 448.0  # of E4M3; scales are stored so many times larger
 _TYPE = "f8q8"
 _CHUNK = 1 << 13  # blocks at a time
+_SIGN = 0x80  # by which a signed byte becomes one from 0 up
+
+_Affine = tuple[Tensor, Tensor, Tensor]
 
 
 class F8Q8Weight(PackedWeight):
@@ -45,25 +49,53 @@ class F8Q8Weight(PackedWeight):
                 f"{_TYPE} blocks of shape {list(shape)} take {prod(shape[:-1]) * row_bytes} "
                 f"bytes, not {blocks.numel()} of {blocks.dtype}"
             )
-        self.blocks = blocks.view(*shape[:-1], row_bytes)
+        self._blocks: Tensor | None = blocks.view(*shape[:-1], row_bytes)
+        self._restore: Callable[[Tensor], _Affine] | None = None
+        self._nbytes, self._device = blocks.numel(), blocks.device
         self.shape = shape
 
     @property
+    def blocks(self) -> Tensor:
+        """[..., out, in / 32 * 33] uint8; made anew on each use once they were released."""
+        if self._blocks is not None:
+            return self._blocks
+        assert self._restore is not None
+        return _joined(*self._restore(torch.arange(self.shape[0])))
+
+    @property
+    def facts(self) -> Mapping[str, Hashable]:
+        """See `tramontane.protocols.PackedWeight.facts`."""
+        return {"bits": 8, "group_size": BLOCK, "groups": "columns", "columns": self.shape[-1]}
+
+    @property
     def nbytes(self) -> int:
-        return self.blocks.numel()
+        return self._nbytes
 
     @property
     def device(self) -> torch.device:
-        return self.blocks.device
+        return self._device
+
+    def affine(self) -> GroupAffineWeight:
+        """The same with codes from 1 to 255 and a bias."""
+        parts = self.blocks.view(*self.shape[:-1], -1, BLOCK_BYTES)
+        scales = _scales(parts)
+        codes = parts[..., 1:] ^ _SIGN
+        return GroupAffineWeight(codes.flatten(-2), scales, -128 * scales, bits=8)
+
+    def release(self, restore: Callable[[Tensor], _Affine]) -> None:
+        """See `tramontane.protocols.PackedWeight.release`. Done with a matrix in memory that is
+        its own, not with a view of a file or of a stack."""
+        blocks = self.blocks
+        if blocks.dim() == 2 and blocks.untyped_storage().nbytes() == blocks.nbytes:
+            self._blocks, self._restore = None, restore
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         flat = self.blocks.reshape(-1, BLOCK_BYTES)
         out = torch.empty(flat.shape[0], BLOCK, dtype=dtype, device=self.device)
         for start in range(0, flat.shape[0], _CHUNK):
             part = flat[start : start + _CHUNK]
-            scales = part[:, :1].contiguous().view(torch.float8_e4m3fn).float() / LARGEST
             codes = part[:, 1:].contiguous().view(torch.int8)
-            out[start : start + _CHUNK] = codes * scales
+            out[start : start + _CHUNK] = codes * _scales(part)[:, None]
         return out.view(self.shape)
 
     def rows(self, start: int, stop: int) -> Self:
@@ -71,7 +103,11 @@ class F8Q8Weight(PackedWeight):
         return type(self)(part, (part.shape[0], *self.shape[1:]))
 
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        chosen = self.blocks.index_select(0, index.to(self.device))
+        index = index.to(self.device)
+        if self._restore is None:
+            chosen = self.blocks.index_select(0, index)
+        else:
+            chosen = _joined(*self._restore(index))
         return type(self)(chosen, (chosen.shape[0], *self.shape[1:])).dequantize(dtype)
 
     def to(self, device: torch.device) -> Self:
@@ -85,6 +121,18 @@ class F8Q8Weight(PackedWeight):
             raise ValueError("weights of different widths cannot become one")
         blocks = torch.cat([part.blocks for part in parts])
         return cls(blocks, (blocks.shape[0], *parts[0].shape[1:]))
+
+
+def _scales(blocks: Tensor) -> Tensor:
+    """Factors of blocks [..., 33]: [...] float32."""
+    return blocks[..., 0].contiguous().view(torch.float8_e4m3fn).float() / LARGEST
+
+
+def _joined(codes: Tensor, scales: Tensor, _biases: Tensor) -> Tensor:
+    """The blocks [N, in / 32 * 33] of which `F8Q8Weight.affine` consists."""
+    stored = (scales.float() * LARGEST).to(torch.float8_e4m3fn).view(torch.uint8)
+    parts = codes.view(*scales.shape, BLOCK) ^ _SIGN
+    return torch.cat((stored.unsqueeze(-1), parts), -1).flatten(-2)
 
 
 class F8Q8Quantizer:

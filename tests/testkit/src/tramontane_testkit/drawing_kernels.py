@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -144,15 +145,16 @@ class PenalizeContract:
             logits = logits_of(1, vocab, seed)[0]
             logits[rng.randrange(vocab)] = -math.inf
             want = logits.double()
-            for token in {token for token in context if token < vocab}:
-                value = want[token] - context.count(token) * frequency - presence
-                want[token] = value / repetition if value > 0 else value * repetition
-            ids, counts = torch.tensor(context, dtype=torch.int64).unique(return_counts=True)
+            counts = Counter(context)
+            for token, count in counts.items():
+                if token < vocab:
+                    value = want[token] - count * frequency - presence
+                    want[token] = value / repetition if value > 0 else value * repetition
             got = logits.to(self.device)
             type(self).kernel(
                 got,
-                ids,
-                counts.float(),
+                torch.tensor(list(counts), dtype=torch.int64),
+                torch.tensor(list(counts.values()), dtype=torch.float32),
                 presence=presence,
                 frequency=frequency,
                 repetition=repetition,
