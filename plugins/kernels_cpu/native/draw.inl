@@ -31,7 +31,7 @@ double exponentials(const float* x, float top, float temperature, float least, i
   double sum = 0;
   int64_t i = 0;
   while (i + N <= n) {
-    vf part = {};  // of few numbers: what a float rounds off stays below what theirs have lost
+    vf part = {};  // a float that few numbers are added to loses little
     for (int m = 0; m < 8 && i + N <= n; m++, i += N) {
       const vf e = weigh(load(x + i));
       store(out + i, e);

@@ -49,11 +49,9 @@ inline int64_t strips_of(const Isa& isa, const Linear& w) {
 inline Strip strip(const Isa& isa, const Linear& w, int64_t i) {
   const int64_t apart = rows_apart(w);
   if (w.type > kCrossed) {
-    // Those that read the same bytes follow each other.
-    const int64_t set = w.beside->height / kCrossedRows, bits = w.type - kCrossed;
-    const int64_t parts = 8 / bits < set ? 8 / bits : set, n = i % set;
-    const int64_t place = n % parts * (set / parts) + n / parts;
-    return {i / set + place * kCrossedRows * apart, kCrossedRows, apart};
+    // Rows from all over a set, so that those that share bytes are in one strip.
+    const int64_t strips = w.beside->height / kCrossedRows;
+    return {i / strips + i % strips * apart, kCrossedRows, apart * strips};
   }
   if (takes_floats(w.type) && i < w.rows / kStreams) return {i, kStreams, apart};
   const int rows = strip_rows(isa, w);

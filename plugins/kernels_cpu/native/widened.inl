@@ -134,57 +134,69 @@ void widened_as(const Linear& w, int64_t row, int rows, int64_t apart, const flo
 }
 
 inline vi widen_bytes(const uint8_t* p) {
+#if TMK_FLOATS == 8 && defined(__AVX2__)
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif TMK_FLOATS == 16 && defined(__AVX512F__)
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
   typedef uint8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
   return __builtin_convertvector(*(const bytes*)p, vi);
+#endif
 }
 
-// Where the codes of a row lie whose scales are shared across rows: a byte holds a code of each of
-// 8 / bits rows, the first part of a set of rows in its highest bits.
+// Codes of rows that share scales: a byte holds those of 8 / bits rows, the first part of a set of rows
+// in its highest bits.
 struct Crossed {
-  const uint8_t* p;
-  int shift, mask;
-  Crossed() = default;
-  Crossed(const Linear& w, int64_t row) {
-    const int bits = w.type - kCrossed, parts = 8 / bits;
-    const int64_t apart = rows_apart(w), packed = w.beside->height / parts;
-    const int64_t set = row % apart, place = row / apart;
-    p = w.data + (place % packed * apart + set) * w.cols;
-    shift = int(parts - 1 - place / packed) * bits;
-    mask = (1 << bits) - 1;
+  int64_t apart;  // rows of a set
+  int bits, parts;
+  int64_t packed;  // places of a set whose bytes are different ones
+  explicit Crossed(const Linear& w)
+      : apart(rows_apart(w)), bits(w.type - kCrossed), parts(8 / bits),
+        packed(w.beside->height / parts) {}
+  const uint8_t* bytes(const Linear& w, int64_t row) const {
+    return w.data + (row / apart % packed * apart + row % apart) * w.cols;
   }
-  inline vf vec(int64_t i) const {
-    return __builtin_convertvector(widen_bytes(p + i) >> shift & mask, vf);
-  }
+  int shift(int64_t part) const { return int(parts - 1 - part) * bits; }
+  vi mask(int64_t part) const { return splat_int(((1 << bits) - 1) << shift(part)); }
 };
 
-// R rows of a set times T tokens that its scales, one a column, have multiplied before; adds to out.
-template <int R, int T>
-inline void crossed_dots(const Crossed* codes, int64_t begin, int n, const float* scaled,
-                         int64_t stride, float* out, int64_t out_stride) {
-  vf acc[R][T] = {};
+// Rows of the B lines of bytes `p` and of P parts of these, times T tokens that the scales, one a
+// column, have multiplied before: `out` gets the codes' products where they lie in their bytes.
+template <int P, int B, int T>
+inline void crossed_dots(const uint8_t* const* p, const vi (&masks)[P], int64_t begin, int n,
+                         const float* scaled, int64_t stride, float (&out)[P][B][T]) {
+  vf acc[P][B][T] = {};
   for (int i = 0; i < n; i += N) {
     if (T == 1 && i % 64 == 0)
-      for (int r = 0; r < R; r++) __builtin_prefetch(codes[R + r].p + begin + i);
-    vf rows[R];
-    for (int r = 0; r < R; r++) rows[r] = codes[r].vec(begin + i);
+      for (int b = 0; b < B; b++) __builtin_prefetch(p[B + b] + begin + i);
+    vf codes[P][B];
+    for (int b = 0; b < B; b++) {
+      const vi bytes = widen_bytes(p[b] + begin + i);
+      for (int k = 0; k < P; k++) codes[k][b] = __builtin_convertvector(bytes & masks[k], vf);
+    }
     for (int t = 0; t < T; t++) {
       const vf v = load(scaled + t * stride + i);
-      for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
+      for (int k = 0; k < P; k++)
+        for (int b = 0; b < B; b++) acc[k][b][t] += codes[k][b] * v;
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) out[t * out_stride + r] += total(acc[r][t]);
+  for (int k = 0; k < P; k++)
+    for (int b = 0; b < B; b++)
+      for (int t = 0; t < T; t++) out[k][b][t] = total(acc[k][b][t]);
 }
 
-// Columns are a multiple of 32, rows of kCrossedRows.
-template <int T>
-void crossed_tokens(const Linear& w, int64_t row, const float* x, int64_t x_stride, float* out,
-                    int64_t stride) {
-  constexpr int chunk = 1024, R = T == 1 ? 4 : 2;
-  const int64_t apart = rows_apart(w), K = w.cols, set = row % apart * K;
-  Crossed codes[kCrossedRows + R];
-  for (int r = 0; r < kCrossedRows + R; r++)  // those at the end are for prefetching alone
-    codes[r] = Crossed(w, row + (r < kCrossedRows ? r : 0) * apart);
+// Columns are a multiple of 32; rows are kCrossedRows of one set, `apart` from each other, such that
+// those 16 / parts further on share bytes.
+template <int P, int B, int T>
+void crossed_tokens(const Linear& w, int64_t row, int64_t apart, const float* x, int64_t x_stride,
+                    float* out, int64_t stride) {
+  constexpr int chunk = 1024;
+  const Crossed crossed(w);
+  const int lines = kCrossedRows / crossed.parts;
+  const int64_t K = w.cols, set = row % crossed.apart * K;
+  const uint8_t* p[kCrossedRows + B];
+  for (int b = 0; b < lines + B; b++)  // those at the end are for prefetching alone
+    p[b] = crossed.bytes(w, row + (b < lines ? b : 0) * apart);
   alignas(64) float scaled[T][chunk];
   float low[T] = {};
   for (int t = 0; t < T; t++) std::memset(out + t * stride, 0, sizeof(float) * kCrossedRows);
@@ -201,25 +213,42 @@ void crossed_tokens(const Linear& w, int64_t row, const float* x, int64_t x_stri
       }
       low[t] += total(sum);
     }
-    for (int r = 0; r < kCrossedRows; r += R)
-      crossed_dots<R, T>(codes + r, begin, n, scaled[0], chunk, out + r, stride);
+    for (int part = 0; part < crossed.parts; part += P) {
+      vi masks[P];
+      for (int k = 0; k < P; k++) masks[k] = crossed.mask(part + k);
+      for (int b = 0; b < lines; b += B) {
+        float sums[P][B][T];
+        crossed_dots<P, B, T>(p + b, masks, begin, n, scaled[0], chunk, sums);
+        for (int k = 0; k < P; k++) {
+          const float factor = 1.0f / float(1 << crossed.shift(part + k));
+          for (int j = 0; j < B; j++)
+            for (int t = 0; t < T; t++)
+              out[t * stride + (part + k) * lines + b + j] += sums[k][j][t] * factor;
+        }
+      }
+    }
   }
   for (int t = 0; t < T; t++)
     for (int r = 0; r < kCrossedRows; r++) out[t * stride + r] -= low[t];
 }
 
-void crossed(const Linear& w, int64_t row, int tokens, const float* x, int64_t x_stride, float* out,
-             int64_t stride) {
+void crossed(const Linear& w, int64_t row, int64_t apart, int tokens, const float* x,
+             int64_t x_stride, float* out, int64_t stride) {
+  const int bits = w.type - kCrossed;
+  const auto one = bits == 8   ? crossed_tokens<1, 4, 1>
+                   : bits == 1 ? crossed_tokens<2, 2, 1>
+                               : crossed_tokens<2, 4, 1>;
+  const auto four = bits == 8 ? crossed_tokens<1, 2, 4> : crossed_tokens<2, 1, 4>;
   int t = 0;
   for (; t + 4 <= tokens; t += 4)
-    crossed_tokens<4>(w, row, x + t * x_stride, x_stride, out + t * stride, stride);
+    four(w, row, apart, x + t * x_stride, x_stride, out + t * stride, stride);
   for (; t < tokens; t++)
-    crossed_tokens<1>(w, row, x + t * x_stride, x_stride, out + t * stride, stride);
+    one(w, row, apart, x + t * x_stride, x_stride, out + t * stride, stride);
 }
 
 void widened(const Linear& w, int64_t row, int rows, int64_t apart, const float* x, int64_t x_stride,
              int tokens, float* out, int64_t stride) {
-  if (w.type > kCrossed) return crossed(w, row, tokens, x, x_stride, out, stride);
+  if (w.type > kCrossed) return crossed(w, row, apart, tokens, x, x_stride, out, stride);
   const auto fn = w.type == kE4M3 ? widened_as<E4M3> : widened_as<Book>;
   fn(w, row, rows, apart, x, x_stride, tokens, out, stride);
 }
@@ -243,11 +272,16 @@ void floats_as(const Linear& w, int64_t row, float* out) {
 void floats(const Linear& w, int64_t row, float* out) {
   if (w.type == kE4M3) return floats_as<E4M3>(w, row, out);
   if (w.type == kBook) return floats_as<Book>(w, row, out);
-  const Crossed codes(w, row);
-  const float* s = w.beside->scales + row % rows_apart(w) * w.cols;
-  const float* z = w.beside->zeros + row % rows_apart(w) * w.cols;
-  for (int64_t i = 0; i < w.cols; i += N)
-    store(out + i, (codes.vec(i) - load(z + i)) * load(s + i));
+  const Crossed crossed(w);
+  const uint8_t* p = crossed.bytes(w, row);
+  const int64_t part = row / crossed.apart / crossed.packed, set = row % crossed.apart * w.cols;
+  const float* s = w.beside->scales + set;
+  const float* z = w.beside->zeros + set;
+  const vi mask = splat_int((1 << crossed.bits) - 1);
+  for (int64_t i = 0; i < w.cols; i += N) {
+    const vi code = widen_bytes(p + i) >> crossed.shift(part) & mask;
+    store(out + i, (__builtin_convertvector(code, vf) - load(z + i)) * load(s + i));
+  }
 }
 
 }  // namespace
