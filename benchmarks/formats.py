@@ -13,7 +13,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ WITH_STATISTICS = (
 """Types whose encoders heed an importance matrix."""
 
 HELD_OUT_CHARACTERS = 3500  # about the demo model's context
-DECODED = 24
-LONG_SECS = 3.0
+DECODED = 64
 
 
 def stories() -> list[str]:
@@ -94,7 +92,7 @@ def quality(type_name: str, distance: Distance, text: Path | None) -> dict[str, 
 
 
 def tokens_per_sec(file: Path, type_name: str | None) -> float:
-    """The better of two rounds of decoding; one, where that takes long."""
+    """The better of two rounds of decoding."""
     request = {
         "prompt": "the quick brown fox", "max_tokens": DECODED, "temperature": 0.0,
         "ignore_eos": True,
@@ -102,11 +100,11 @@ def tokens_per_sec(file: Path, type_name: str | None) -> float:
     which = Which.GGUF(str(file.parent), file.name)
     with Runner(which, in_situ_quant=type_name) as runner:
         runner.send_completion_request({**request, "max_tokens": 2})
-        seconds: list[float] = []
-        while len(seconds) < 2 and sum(seconds) < LONG_SECS:
-            usage = runner.send_completion_request(request).usage
-            seconds.append(usage.total_completion_time_sec)
-    return (DECODED - 1) / min(seconds)
+        times = [
+            runner.send_completion_request(request).usage.total_completion_time_sec
+            for _ in range(2)
+        ]
+    return (DECODED - 1) / min(times)
 
 
 def main() -> int:
@@ -114,6 +112,7 @@ def main() -> int:
     parser.add_argument("--types", nargs="+", default=TYPES)
     parser.add_argument("--no-speed", dest="speed", action="store_false")
     parser.add_argument("--no-quality", dest="quality", action="store_false")
+    parser.add_argument("--rounds", type=int, default=5, help="of decoding with each type")
     args = parser.parse_args()
     rows: dict[str, dict[str, float]] = {name: {} for name in ("plain", *args.types)}
     with tempfile.TemporaryDirectory() as directory:
@@ -130,11 +129,11 @@ def main() -> int:
                 print(name, row, file=sys.stderr, flush=True)
         if args.speed:
             file = gguf_model(Path(directory) / "model.gguf", SHAPES["small"], "bf16")
-            for name, row in rows.items():
-                begin = time.perf_counter()
-                row["tok_per_sec"] = tokens_per_sec(file, None if name == "plain" else name)
-                seconds = time.perf_counter() - begin
-                print(f"{name} {row['tok_per_sec']:.1f} ({seconds:.1f} s)", file=sys.stderr)
+            # In turn and the best of all: what else the machine does only makes a type slower.
+            for name, row in list(rows.items()) * args.rounds:
+                found = tokens_per_sec(file, None if name == "plain" else name)
+                row["tok_per_sec"] = max(found, row.get("tok_per_sec", 0.0))
+                print(f"{name} {found:.1f}", file=sys.stderr, flush=True)
     out = Path(__file__).parent / "out"
     out.mkdir(exist_ok=True)
     (out / "formats.json").write_text(json.dumps(rows, indent=1))

@@ -7,7 +7,7 @@ namespace {
 
 float highest(const float* x, int64_t n) {
   vf most[4];
-  for (vf& m : most) m = splat(-INFINITY);
+  for (int m = 0; m < 4; m++) most[m] = splat(-INFINITY);
   int64_t i = 0;
   for (; i + 4 * N <= n; i += 4 * N)
     for (int m = 0; m < 4; m++) {
@@ -15,8 +15,8 @@ float highest(const float* x, int64_t n) {
       most[m] = pick(v > most[m], v, most[m]);
     }
   float top = -INFINITY;
-  for (const vf& m : most)
-    for (int lane = 0; lane < N; lane++) top = m[lane] > top ? m[lane] : top;
+  for (int m = 0; m < 4; m++)
+    for (int lane = 0; lane < N; lane++) top = most[m][lane] > top ? most[m][lane] : top;
   for (; i < n; i++) top = x[i] > top ? x[i] : top;
   return top;
 }
