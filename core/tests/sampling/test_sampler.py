@@ -182,6 +182,18 @@ def test_logits_are_not_changed() -> None:
     assert torch.equal(logits, before)
 
 
+def test_columns_that_lie_side_by_side() -> None:
+    """Logits as a transposed product gives them."""
+    logits = distinct_logits(4, 200, 13)
+    transposed = logits.T.contiguous().T
+    params = SamplingParams(presence_penalty=1.0, repetition_penalty=1.2, temperature=0.7)
+    found, expected = (
+        SAMPLER.sample(rows, [SamplerState(params, [1, 2, 3], seed=seed) for seed in range(4)])
+        for rows in (transposed, logits)
+    )
+    assert found == expected
+
+
 def test_draws_follow_the_distribution() -> None:
     """Chi-squared over 4,000 draws of one seeded sequence; 15 degrees of freedom."""
     row = distinct_logits(1, 16, 4, scale=1.5)

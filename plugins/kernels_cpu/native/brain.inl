@@ -1,5 +1,5 @@
-// BF16 weights on processors with AVX512_BF16, which sums products of BF16 pairs in float32: activations
-// are rounded to BF16 as well.
+// BF16 weights on processors with AVX512_BF16, which sums products of BF16 pairs in float32:
+// activations are rounded to BF16 as well.
 #include "stored.inl"
 
 #if defined(TMK_EMULATED_AVX512)

@@ -1,5 +1,6 @@
-// Penalties, and one token for each row of logits: softmax at a temperature, top-k, top-p, min-p, and a
-// draw by weight. Nothing is sorted: where a sum crosses a limit is found by counting leading bits of weights.
+// Penalties, and one token for each row of logits: softmax at a temperature, top-k, top-p, min-p,
+// and a draw by weight. Nothing is sorted: where a sum crosses a limit is found by counting the
+// leading bits of weights.
 #include "draw.h"
 
 #include <cmath>

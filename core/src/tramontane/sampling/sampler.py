@@ -176,7 +176,7 @@ class Sampler:
         masks = [None if state.allowed_mask is None else state.allowed_mask() for state in states]
         masked = any(mask is not None for mask in masks)
         if changing or masked:
-            logits = logits.clone()
+            logits = logits.clone(memory_format=torch.contiguous_format)
         for row in changing:
             states[row].apply(logits[row])
         if masked:
