@@ -11,35 +11,51 @@ namespace {
 
 inline vi splat_int(int32_t x) { return vi{} + x; }
 
-// E4M3 (arXiv:2209.05433) without its NaN, divided by 2^8: the bits of a float16.
+#if TMK_FLOATS == 8 && defined(__AVX2__)
+inline vi widen_bytes(const uint8_t* p) {
+  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+inline vi widen_signed(const uint8_t* p) {
+  return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+}
+#elif TMK_FLOATS == 16 && defined(__AVX512F__)
+inline vi widen_bytes(const uint8_t* p) {
+  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+inline vi widen_signed(const uint8_t* p) {
+  return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p));
+}
+#else
+template <class Byte>
+inline vi widen_as(const uint8_t* p) {
+  typedef Byte bytes __attribute__((vector_size(N), aligned(1), may_alias));
+  return __builtin_convertvector(*(const bytes*)p, vi);
+}
+inline vi widen_bytes(const uint8_t* p) { return widen_as<uint8_t>(p); }
+inline vi widen_signed(const uint8_t* p) { return widen_as<int8_t>(p); }
+#endif
+
+// E4M3 (arXiv:2209.05433) without its NaN, as the upper bits of a float32, whose exponent is larger
+// by 120. Activations are raised half the way, so that neither they nor products leave the range.
 struct E4M3 {
   static constexpr int per_byte = 1;
-  static constexpr float factor = 256.0f;
+  static constexpr float factor = 0x1p120f, raised = 0x1p60f;
   explicit E4M3(const Linear&) {}
   inline float one(const uint8_t* p, int64_t i) const {
-    return half_to_float(uint16_t((p[i] & 0x80) << 8 | (p[i] & 0x7f) << 7));
+    const uint32_t bits = uint32_t(p[i] & 0x7f) << 20 | uint32_t(p[i] & 0x80) << 24;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
   }
   inline vf vec(const uint8_t* p, int64_t i) const {
-    p += i;
-#if defined(__F16C__) && TMK_FLOATS == 16
-    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(short(0xbfff)));
-    return (vf)_mm512_cvtph_ps(half);
-#elif defined(__F16C__)
-    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)p));
-    return (vf)_mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(short(0xbfff))));
-#else
-    typedef uint8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
-    const vi code = __builtin_convertvector(*(const bytes*)p, vi);
-    return (vf)((code & 0x7f) << 20 | code << 24 & splat_int(int32_t(0x80000000))) * 0x1p112f;
-#endif
+    return (vf)(widen_signed(p + i) << 20 & splat_int(int32_t(0x87f00000)));  // the sign is above
   }
 };
 
 // Codes of four bits, the first of two in the upper half of a byte.
 struct Book {
   static constexpr int per_byte = 2;
-  static constexpr float factor = 1.0f;
+  static constexpr float factor = 1.0f, raised = 1.0f;
   const float* book;
   explicit Book(const Linear& w) : book(w.beside->book) {}
   inline float one(const uint8_t* p, int64_t i) const {
@@ -90,7 +106,7 @@ inline void scaled_dots(const Linear& w, int64_t row, int64_t apart, const float
       vf rows[R];
       for (int r = 0; r < R; r++) rows[r] = codes.vec(p[r], i);
       for (int t = 0; t < T; t++) {
-        const vf v = load(x + t * x_stride + i);
+        const vf v = load(x + t * x_stride + i) * C::raised;
         for (int r = 0; r < R; r++) acc[r][t] += rows[r] * v;
       }
       i += N;
@@ -100,11 +116,11 @@ inline void scaled_dots(const Linear& w, int64_t row, int64_t apart, const float
       for (int n = 0; n < line / N; n++) step();
     while (i + N <= end) step();
     for (int r = 0; r < R; r++) {
-      const float scale = s[r][tile] * C::factor;
       for (int t = 0; t < T; t++) {
-        sum[r][t] += acc[r][t] * scale;
+        // Not by one number: a large scale would leave the range with the factor.
+        sum[r][t] += acc[r][t] * (C::factor / C::raised) * s[r][tile];
         for (int64_t j = i; j < end; j++)
-          rest[r][t] += codes.one(p[r], j) * scale * x[t * x_stride + j];
+          rest[r][t] += codes.one(p[r], j) * C::factor * s[r][tile] * x[t * x_stride + j];
       }
     }
   }
@@ -131,17 +147,6 @@ void widened_as(const Linear& w, int64_t row, int rows, int64_t apart, const flo
     for (; r + 4 <= rows; r += 4) scaled_dots<C, 4, 1>(w, at(r), apart, xt, x_stride, o + r, stride);
     for (; r < rows; r++) scaled_dots<C, 1, 1>(w, at(r), apart, xt, x_stride, o + r, stride);
   }
-}
-
-inline vi widen_bytes(const uint8_t* p) {
-#if TMK_FLOATS == 8 && defined(__AVX2__)
-  return (vi)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
-#elif TMK_FLOATS == 16 && defined(__AVX512F__)
-  return (vi)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
-#else
-  typedef uint8_t bytes __attribute__((vector_size(N), aligned(1), may_alias));
-  return __builtin_convertvector(*(const bytes*)p, vi);
-#endif
 }
 
 // Codes of rows that share scales: a byte holds those of 8 / bits rows, the first part of a set of rows
