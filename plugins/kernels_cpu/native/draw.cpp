@@ -80,9 +80,8 @@ double below(double x) { return std::nextafter(x, 0.0); }
 double target(const Drawing& how, double mass) { return std::fmin(how.uniform * mass, below(mass)); }
 
 // Any token, in their order.
-int64_t among_all(const Drawing& how, const float* weights, const double* sums, int64_t vocab) {
-  double mass = 0;
-  for (int64_t b = 0; b < blocks_of(vocab); b++) mass += sums[b];
+int64_t among_all(const Drawing& how, const float* weights, const double* sums, double mass,
+                  int64_t vocab) {
   const double aim = target(how, mass);
   double before = 0;
   int64_t found = 0;
@@ -106,10 +105,8 @@ int64_t among_all(const Drawing& how, const float* weights, const double* sums, 
 float least(const Drawing& how) { return std::fmin(float(how.min_p), std::nextafter(1.0f, 0.0f)); }
 
 // A token of those that stay, heaviest first.
-int64_t among_likely(const Isa& isa, const Drawing& how, const float* weights, const double* sums,
+int64_t among_likely(const Isa& isa, const Drawing& how, const float* weights, double mass,
                      int64_t vocab, Candidate* candidates) {
-  double mass = 0;
-  for (int64_t b = 0; b < blocks_of(vocab); b++) mass += sums[b];
   const int64_t most = how.top_k < double(vocab) ? int64_t(how.top_k) : vocab;
   // A token stays while those before it hold less than top_p.
   const double limit = how.top_p > 1 ? INFINITY : below(how.top_p * mass);
@@ -158,9 +155,11 @@ void draw_rows(Team& team, const Isa& isa, const float* logits, int64_t stride, 
     const Drawing& d = how[row];
     const float* w = weights + row * vocab;
     const double* s = sums + row * blocks;
+    double mass = 0;
+    for (int64_t b = 0; b < blocks; b++) mass += s[b];
     const bool all = d.top_k >= double(vocab) && d.top_p > 1;
-    tokens[row] = all ? among_all(d, w, s, vocab)
-                      : among_likely(isa, d, w, s, vocab, candidates + vocab * omp_get_thread_num());
+    Candidate* own = candidates + vocab * omp_get_thread_num();
+    tokens[row] = all ? among_all(d, w, s, mass, vocab) : among_likely(isa, d, w, mass, vocab, own);
   }
   team.meet();
 }

@@ -63,8 +63,8 @@ inline int64_t panels_before(int64_t rows, int lanes, int64_t i) {
   return run * (panels / kStreams) + (run < longer ? run : longer) + i / kStreams;
 }
 
-// How far apart the rows lie that are computed together: those that share scales; where rows stay
-// as they are stored, one of each quarter.
+// How far apart the rows lie that share scales; where rows have their own and stay as they are stored,
+// those that are computed together, one of each quarter.
 inline int64_t rows_apart(const Linear& w) {
   if (w.type > kCrossed) return w.rows / w.beside->height;
   return takes_floats(w.type) && w.rows >= kStreams ? w.rows / kStreams : 1;
