@@ -21,7 +21,8 @@ from tramontane.api import (
     VisionAutoMapParams,
 )
 from tramontane.errors import SourceError, ValidationError
-from tramontane.which import VARIANTS, Which, read_selector_file
+from tramontane.selector_file import read_selector_file
+from tramontane.which import VARIANTS, Which
 
 POSITIONS = {
     "Plain": "model_id arch tokenizer_json topology organization from_uqff write_uqff dtype "

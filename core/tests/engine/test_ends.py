@@ -1,4 +1,4 @@
-"""How sequences end: stop rules, cancellation, closing, failure."""
+"""How sequences end: stop rules, cancellation, closing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Status
-from tramontane.errors import EngineClosedError, EngineError, ValidationError
+from tramontane.errors import EngineClosedError, ValidationError
 
 
 def test_eos_ends_with_stop_and_is_no_text(toy, engines):
@@ -110,37 +110,6 @@ def test_timings_and_counts(toy, engines):
     assert t.arrived <= t.scheduled <= t.prompt_done <= t.first_token <= t.finished
     assert (len(seq.prompt_ids), len(seq.output_ids)) == (10, 5)
     assert engine.stats()["busy_secs"] > 0
-
-
-@pytest.mark.parametrize(
-    ("prompt", "options", "match"),
-    [
-        ([], {}, "empty"),
-        ([1] * 200, {}, "context ends at 200"),
-        ([1] * 100, {"num_blocks": 20}, "cache holds 80"),
-        ([1, 999], {"vocab_size": 31}, "token id 999"),
-        ([1, -1], {"vocab_size": 31}, "-1"),
-    ],
-)
-def test_what_can_never_run_is_refused(toy, engines, prompt, options, match):
-    options = dict(options)
-    executor = toy.Executor(options.pop("num_blocks", 64))
-    engines.append(engine := toy.engine(executor, **options))
-    good = toy.seq(engine, "abc")
-    with pytest.raises(ValidationError, match=match):
-        engine.submit([good, toy.seq(engine, prompt)])
-    assert engine.stats()["waiting"] == 0
-    engine.submit([good])  # all or none: it was not queued
-    toy.read(good)
-    with pytest.raises(ValidationError, match="submitted before"):
-        engine.submit([good])
-
-
-def test_bad_limits_are_refused(toy):
-    with pytest.raises(ValidationError, match="max_seqs"):
-        toy.engine(max_seqs=0)
-    with pytest.raises(ValidationError, match="max_step_tokens"):
-        toy.engine(max_seqs=8, max_step_tokens=8)
 
 
 class TestCancel:
@@ -297,155 +266,6 @@ class TestClose:
         _, last, _ = toy.read(seq)
         assert isinstance(last.error, EngineClosedError)
         engine._thread.join(5)
-
-
-class TestFailure:
-    @staticmethod
-    def poison(token_id, error):
-        def fail(batch):
-            if token_id in batch.token_ids.tolist():
-                raise error
-
-        return fail
-
-    def test_of_the_model_hits_only_the_culprit(self, toy, engines):
-        executor = toy.Executor()
-        executor.hold()
-        engines.append(engine := toy.engine(executor, max_seqs=4))
-        (bad_id,) = toy.encode("!")
-        executor.fail = self.poison(bad_id, RuntimeError("index out of range"))
-        good = [toy.seq(engine, text, 30) for text in ("abc", "defgh", "ijk")]
-        answers = [toy.answer(text, 30) for text in ("abc", "defgh", "ijk")]
-        assert not any(bad_id in ids[:-1] for ids, _, _ in answers), "choose another letter"
-        bad = toy.seq(engine, "oh!", 30)
-        engine.submit([*good[:2], bad, good[2]])
-        executor.let(10_000)
-        _, last, _ = toy.read(bad)
-        assert last.finish_reason == "error"
-        assert isinstance(last.error, EngineError)
-        assert "index out of range" in str(last.error)
-        assert isinstance(last.error.__cause__, RuntimeError)
-        for seq, answer in zip(good, answers, strict=True):
-            text, last, _ = toy.read(seq)
-            assert (seq.output_ids, text, last.finish_reason) == answer
-        toy.idle(engine)
-
-    def test_of_the_model_alone(self, toy, engines):
-        executor = toy.Executor()
-        engines.append(engine := toy.engine(executor))
-        executor.fail = self.poison(toy.encode("!")[0], ValueError("no"))
-        engine.submit([bad := toy.seq(engine, "!", 5)])
-        assert isinstance(toy.read(bad)[1].error, EngineError)
-        engine.submit([good := toy.seq(engine, "abc", 5)])
-        toy.read(good)
-        assert good.output_ids == toy.answer("abc", 5)[0]
-
-    @pytest.mark.parametrize(
-        "error",
-        [
-            MemoryError(),
-            torch.OutOfMemoryError("CUDA out of memory."),
-            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 TB"),
-        ],
-    )
-    def test_out_of_memory_says_what_to_do(self, toy, engines, error):
-        executor = toy.Executor()
-        engines.append(engine := toy.engine(executor))
-        executor.fail = self.poison(toy.encode("!")[0], error)
-        engine.submit([bad := toy.seq(engine, "!", 5)])
-        assert "max_seqs" in str(toy.read(bad)[1].error)
-
-    def test_too_large_a_batch_is_run_in_parts(self, toy, engines):
-        executor = toy.Executor()
-
-        def fail(batch):
-            if batch.num_seqs > 1:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        executor.fail = fail
-        engines.append(engine := toy.engine(executor))
-        seqs = [toy.seq(engine, text, 5) for text in ("abc", "xyz")]
-        engine.submit(seqs)
-        for seq, text in zip(seqs, ("abc", "xyz"), strict=True):
-            toy.read(seq)
-            assert seq.output_ids == toy.answer(text, 5)[0]
-
-    def test_error_keeps_no_model_alive(self, toy, engines):
-        executor = toy.Executor()
-        executor.fail = self.poison(toy.encode("!")[0], ValueError("no"))
-        engine = toy.engine(executor)
-        engine.submit([bad := toy.seq(engine, "!", 5)])
-        error = toy.read(bad)[1].error
-        toy.idle(engine)
-        engine.close()
-        alive = weakref.ref(executor)
-        del engine, executor
-        gc.collect()
-        assert "in fail" in error.__cause__.__notes__[0]
-        assert alive() is None
-
-    def test_of_the_sampler(self, toy, engines, monkeypatch):
-        engines.append(engine := toy.engine())
-        good, bad = toy.seq(engine, "abc", 8), toy.seq(engine, "xyz", 8)
-        sample = engine._sampler.sample
-
-        def fail(logits, states):
-            if any(state is bad.sampler_state for state in states):
-                raise ArithmeticError("nan")
-            return sample(logits, states)
-
-        monkeypatch.setattr(engine._sampler, "sample", fail)
-        engine.submit([good, bad])
-        assert "nan" in str(toy.read(bad)[1].error)
-        toy.read(good)
-        assert good.output_ids == toy.answer("abc", 8)[0]
-        toy.idle(engine)
-
-    @pytest.mark.parametrize("method", ["push", "flush"])
-    def test_of_the_text(self, toy, engines, monkeypatch, method):
-        engines.append(engine := toy.engine())
-        good, bad = toy.seq(engine, "abc", 8), toy.seq(engine, "xyz", 8, ignore_eos=True)
-
-        def fail(*args):
-            raise UnicodeError("broken")
-
-        monkeypatch.setattr(bad.transcript, method, fail)
-        engine.submit([good, bad])
-        last = toy.read(bad)[1]
-        assert isinstance(last.error, EngineError)
-        assert isinstance(last.error.__cause__, UnicodeError)
-        toy.read(good)
-        assert good.output_ids == toy.answer("abc", 8)[0]
-        toy.idle(engine)
-
-    def test_of_the_engine_itself_ends_all_and_starts_afresh(self, toy, engines, monkeypatch):
-        engines.append(engine := toy.engine())
-
-        def fail():
-            raise AssertionError("a bug")
-
-        monkeypatch.setattr(engine._scheduler, "schedule", fail)
-        engine.submit([seq := toy.seq(engine, "abc", 8)])
-        assert "a bug" in str(toy.read(seq)[1].error)
-        engine.submit([seq := toy.seq(engine, "abc", 8)])
-        toy.read(seq)
-        assert seq.output_ids == toy.answer("abc", 8)[0]
-
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-    def test_of_the_thread_closes_the_engine(self, toy, monkeypatch):
-        engine = toy.engine()
-
-        def fail():
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(engine._scheduler, "schedule", fail)
-        engine.submit([seq := toy.seq(engine, "abc", 8)])
-        assert isinstance(toy.read(seq)[1].error, EngineClosedError)
-        engine._thread.join(5)
-        assert engine._executor.closed
-        with pytest.raises(EngineClosedError):
-            engine.submit([toy.seq(engine, "abc", 8)])
-        engine.close()
 
 
 class TestReaders:

@@ -27,9 +27,9 @@ class Broken:
 def one_refused(monkeypatch) -> PluginManager:
     """A process whose plug-ins are core's own and one that was refused."""
     manager = PluginManager(discover=False, strict=False)
-    from tramontane.hooks.manager import _given
+    from tramontane.hooks.candidates import given
 
-    manager._add(_given(Broken()), strict=False)
+    manager._add(given(Broken()), strict=False)
     monkeypatch.setattr("tramontane.hooks.plugin_manager", lambda: manager)
     return manager
 
@@ -124,7 +124,7 @@ def test_another_release_line_is_broken(monkeypatch):
 
 def test_doctor_names_a_refused_plugin_even_in_strict_mode(monkeypatch):
     monkeypatch.setenv("TRAMONTANE_STRICT_PLUGINS", "1")
-    monkeypatch.setattr("tramontane.hooks.manager.BUILT_IN", ("module.nowhere",))
+    monkeypatch.setattr("tramontane.hooks.candidates.BUILT_IN", ("module.nowhere",))
     failures = [f for f in checks.plug_ins() if f.status == "fail"]
     assert "module" in failures[0].found
     assert "pip install --upgrade tramontane" in failures[0].mend

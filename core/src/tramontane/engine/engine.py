@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from attrs import asdict
 from torch import Tensor
 
 from tramontane.engine.block_manager import BlockManager
@@ -20,6 +19,7 @@ from tramontane.engine.failures import (
     is_out_of_memory,
     release_frames,
 )
+from tramontane.engine.limits import Limits
 from tramontane.engine.mailbox import Mailbox
 from tramontane.engine.metrics import Metrics
 from tramontane.engine.output import FinishReason, OutputQueue
@@ -92,13 +92,11 @@ class Engine:
                 f"max_step_tokens ({max_step_tokens}) must exceed max_seqs ({max_seqs}): every "
                 "running sequence takes one token a step, and prompts need the rest."
             )
-        self._context_len = max_seq_len
-        self._cache_len = executor.num_blocks * block_size
-        self.max_seq_len = min(max_seq_len, self._cache_len)
+        self._limits = Limits(max_seq_len, executor.num_blocks, block_size, vocab_size)
+        self.max_seq_len = self._limits.max_seq_len
         self._executor = executor
         self._tokenizer = tokenizer
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._vocab_size = vocab_size
         self._regime = regime or (lambda num_tokens: b"")
         self._switch_len = None if no_kv_cache else switch_len
         self._max_seqs = max_seqs
@@ -170,7 +168,7 @@ class Engine:
         """
         seqs = list(seqs)
         for seq in seqs:
-            self._check(seq)
+            self._limits.check(seq)
             self._scheduler.blocks.hash_prompt(seq)
         self._mailbox.submit(seqs)
 
@@ -209,25 +207,7 @@ class Engine:
         ``prefix_miss_tokens``, ``prefix_evicted_tokens``; ``computed_tok_per_sec`` and
         ``generated_tok_per_sec``, over ``busy_secs``.
         """
-        scheduler = self._scheduler
-        blocks, metrics = scheduler.blocks, self._metrics
-        waiting = list(scheduler.waiting)
-        fresh = [seq.timings for seq in waiting if seq.timings.scheduled is None]
-        busy_secs = metrics.busy_secs or 1.0
-        return asdict(metrics) | {
-            "waiting": len(waiting),
-            "running": len(scheduler.running),
-            "preempted": len(waiting) - len(fresh),
-            "oldest_waiting_secs": max((timings.waited_secs for timings in fresh), default=0.0),
-            "blocks_total": blocks.num_blocks,
-            "blocks_used": blocks.num_used,
-            "blocks_cached": blocks.num_cached,
-            "block_size": blocks.block_size,
-            "prefix_miss_tokens": metrics.prefix_lookup_tokens - metrics.prefix_hit_tokens,
-            "prefix_evicted_tokens": metrics.prefix_evictions * blocks.block_size,
-            "computed_tok_per_sec": metrics.computed_tokens / busy_secs,
-            "generated_tok_per_sec": metrics.generated_tokens / busy_secs,
-        }
+        return self._scheduler.stats()
 
     # From here on: the engine's thread only.
 
@@ -386,33 +366,6 @@ class Engine:
             recompute=self._no_kv_cache,
             recurrent=self._recurrent,
         )
-
-    def _check(self, seq: Sequence) -> None:
-        """Refuse what can never run."""
-        num_tokens = len(seq.prompt_ids)
-        if seq.arrival >= 0 or seq.status is not Status.WAITING:
-            raise ValidationError("This sequence has been submitted before; make a new one.")
-        if not num_tokens:
-            raise ValidationError("The prompt is empty; it must hold at least one token.")
-        if num_tokens >= self._context_len:
-            raise ValidationError(
-                f"The prompt has {num_tokens} tokens, but the model's context ends at "
-                f"{self._context_len} and the answer needs room too; shorten it, or set "
-                "truncate_sequence."
-            )
-        if num_tokens >= self._cache_len:
-            raise ValidationError(
-                f"The prompt has {num_tokens} tokens, but the KV cache holds {self._cache_len} "
-                f"({self._executor.num_blocks} blocks of {self._block_size}); shorten it, or load "
-                "the model with a larger cache (pa_ctxt_len)."
-            )
-        if self._vocab_size is not None:
-            low, high = min(seq.prompt_ids), max(seq.prompt_ids)
-            if low < 0 or high >= self._vocab_size:
-                raise ValidationError(
-                    f"The prompt holds token id {low if low < 0 else high}; the model knows "
-                    f"0 to {self._vocab_size - 1}."
-                )
 
 
 def _serve(engine_ref: weakref.ref[Engine], mailbox: Mailbox) -> None:

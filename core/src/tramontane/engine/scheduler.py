@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, insort
 from operator import attrgetter
+from typing import Any
 
-from attrs import define
+from attrs import asdict, define
 
 from tramontane.engine.batch import BatchWriter
 from tramontane.engine.block_manager import BlockManager
@@ -83,6 +84,27 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
+
+    def stats(self) -> dict[str, Any]:
+        """See `tramontane.engine.engine.Engine.stats`. From any thread."""
+        blocks, metrics = self.blocks, self.metrics
+        waiting = list(self.waiting)
+        fresh = [seq.timings for seq in waiting if seq.timings.scheduled is None]
+        busy_secs = metrics.busy_secs or 1.0
+        return asdict(metrics) | {
+            "waiting": len(waiting),
+            "running": len(self.running),
+            "preempted": len(waiting) - len(fresh),
+            "oldest_waiting_secs": max((timings.waited_secs for timings in fresh), default=0.0),
+            "blocks_total": blocks.num_blocks,
+            "blocks_used": blocks.num_used,
+            "blocks_cached": blocks.num_cached,
+            "block_size": blocks.block_size,
+            "prefix_miss_tokens": metrics.prefix_lookup_tokens - metrics.prefix_hit_tokens,
+            "prefix_evicted_tokens": metrics.prefix_evictions * blocks.block_size,
+            "computed_tok_per_sec": metrics.computed_tokens / busy_secs,
+            "generated_tok_per_sec": metrics.generated_tokens / busy_secs,
+        }
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; ``seq.arrival`` is set."""

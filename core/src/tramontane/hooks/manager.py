@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
-from importlib import metadata
 from types import ModuleType
 from typing import Any, TypeVar, get_args
 
@@ -21,6 +20,7 @@ from attrs import frozen
 
 from tramontane.errors import MissingPluginError, PluginConflictError, PluginError
 from tramontane.hooks import hookspecs
+from tramontane.hooks.candidates import Candidate, built_in, given, installed
 from tramontane.hooks.hookspecs import GROUP
 from tramontane.hooks.known import hint_for
 from tramontane.hooks.specs import (
@@ -40,13 +40,6 @@ from tramontane.hooks.specs import (
 )
 
 log = logging.getLogger(__name__)
-
-BUILT_IN = (
-    "tramontane.loading.plugin",
-    "tramontane.pipeline.plugin",
-    "tramontane.text.tool_calls.plugin",
-)
-"""Core's own plug-in modules: they take the same road as everybody else's."""
 
 SPEC_HOOKS: dict[str, type[Any]] = {
     "architectures": ArchitectureSpec,
@@ -95,50 +88,6 @@ class PluginFailure:
         return f"{self.name} ({self.distribution} {self.version}): {kind}: {self.cause}"
 
 
-@frozen
-class _Candidate:
-    """A plug-in before it is loaded."""
-
-    name: str
-    module: str
-    distribution: str
-    version: str
-    entry_point: metadata.EntryPoint | None = None
-    loaded: Any = None
-
-    def load(self) -> Any:
-        if self.loaded is not None:
-            return self.loaded
-        if self.entry_point is not None:
-            return self.entry_point.load()
-        return importlib.import_module(self.module)
-
-
-def _built_in() -> Iterator[_Candidate]:
-    try:
-        version = metadata.version("tramontane")
-    except metadata.PackageNotFoundError:
-        version = "unknown"
-    for module in BUILT_IN:
-        yield _Candidate(module.split(".")[-2], module, "tramontane", version)
-
-
-def _installed() -> list[_Candidate]:
-    found = []
-    for point in metadata.entry_points(group=GROUP):
-        name = point.dist.name if point.dist else "unknown"
-        version = point.dist.version if point.dist else "unknown"
-        found.append(_Candidate(point.name, point.value, name, version, entry_point=point))
-    # The order of entry points follows the file system; ours must not.
-    return sorted(found, key=lambda c: (c.distribution, c.name))
-
-
-def _given(plugin: Any) -> _Candidate:
-    name = getattr(plugin, "__name__", type(plugin).__name__)
-    version = str(getattr(plugin, "__version__", "unpackaged"))
-    return _Candidate(name, name, name, version, loaded=plugin)
-
-
 class PluginManager:
     """Every plug-in of this process, and lookups over what they declare.
 
@@ -165,14 +114,14 @@ class PluginManager:
         self._failures: list[PluginFailure] = []
         self._owner: dict[int, PluginInfo] = {}
         self._resolved: dict[str, Any] = {}
-        for candidate in (*_built_in(), *(_installed() if discover else ())):
+        for candidate in (*built_in(), *(installed() if discover else ())):
             self._add(candidate, strict=strict)
         for plugin in extra:
-            self._add(_given(plugin), strict=True)
+            self._add(given(plugin), strict=True)
 
     # Loading ------------------------------------------------------------------------------
 
-    def _add(self, candidate: _Candidate, *, strict: bool) -> None:
+    def _add(self, candidate: Candidate, *, strict: bool) -> None:
         plugin = None
         try:
             plugin = candidate.load()
@@ -191,7 +140,7 @@ class PluginManager:
             self._failures.append(failure)
             log.warning("plug-in refused: %s", failure)
 
-    def _register(self, candidate: _Candidate, plugin: Any) -> None:
+    def _register(self, candidate: Candidate, plugin: Any) -> None:
         self._pluggy.register(plugin, name=f"{candidate.distribution}:{candidate.name}")
         hooks = self._checked_hooks(plugin)
         specs = {kind: self._call(plugin, kind) for kind in SPEC_HOOKS}

@@ -1,4 +1,4 @@
-"""Which weight files a ``Which`` variant means, and what reads them."""
+"""What a ``Which`` variant and a runner's settings ask of the loader."""
 
 from __future__ import annotations
 
@@ -7,9 +7,60 @@ from pathlib import Path
 from typing import Any
 
 from tramontane.errors import UnsupportedError, ValidationError
-from tramontane.loading.loader import BoundModel
+from tramontane.loading.dtype import cache_dtype
+from tramontane.loading.live_weights import in_situ_settings
+from tramontane.loading.plan import CacheRequest
+from tramontane.loading.request import BoundModel, LoadRequest
 from tramontane.loading.topology import Topology
 from tramontane.protocols.pipeline import PipelineOptions
+
+
+def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
+    """A text model's: its files and cache, how it is quantized and placed, where it is written.
+
+    Raises:
+        ValidationError: two settings contradict each other.
+        UnsupportedError: the model is of a kind that is not written.
+        MissingPluginError: no installed format writes what is to be written.
+    """
+    auto_map = which.auto_map_params
+    topology = None if which.topology is None else Topology.read(which.topology)
+    cache = CacheRequest(
+        context_len=options.context_len,
+        cache_fraction=options.cache_fraction,
+        cache_bytes=options.cache_bytes,
+        block_size=options.block_size,
+        dtype=cache_dtype(options.cache_type),
+        max_seqs=options.max_seqs,
+        **(
+            {}
+            if auto_map is None
+            else {
+                "planned_seq_len": auto_map.max_seq_len,
+                "planned_batch_size": auto_map.max_batch_size,
+            }
+        ),
+    )
+    return LoadRequest(
+        model_id=which.canonical_id,
+        **weight_files(which),
+        save=saving(which, options, topology),
+        tok_model_id=getattr(which, "tok_model_id", None),
+        arch=getattr(which, "arch", None),
+        tokenizer_json=getattr(which, "tokenizer_json", None),
+        dtype=which.dtype,
+        token_source=options.token_source,
+        cache_path=getattr(which, "hf_cache_path", None),
+        chat_template=options.chat_template,
+        jinja_explicit=options.jinja_explicit,
+        cache=cache,
+        in_situ=in_situ_settings(which, options, topology),
+        topology=topology,
+        device_layers=options.device_layers,
+        reserve=options.reserve,
+        plugins=options.plugins,
+        on_progress=options.on_progress,
+    )
 
 
 def weight_files(which: Any) -> dict[str, Any]:

@@ -24,17 +24,9 @@ from tramontane.engine.output import OutputQueue
 from tramontane.engine.sequence import Sequence as TokenSequence
 from tramontane.errors import PromptTooLongError, UnsupportedError, ValidationError
 from tramontane.hooks.specs import ModelKind
-from tramontane.loading.dtype import cache_dtype
-from tramontane.loading.live_weights import (
-    CALIBRATION_CHUNK,
-    LiveWeights,
-    calibration_text,
-    in_situ_settings,
-)
-from tramontane.loading.loader import LoadedModel, LoadRequest, load_text
-from tramontane.loading.plan import CacheRequest
-from tramontane.loading.selection import saving, weight_files
-from tramontane.loading.topology import Topology
+from tramontane.loading.live_weights import CALIBRATION_CHUNK, LiveWeights, calibration_text
+from tramontane.loading.loader import LoadedModel, load_text
+from tramontane.loading.selection import load_request
 from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
@@ -379,45 +371,3 @@ class TextPipeline:
 
 def _key_regime(config: Any, num_tokens: int) -> bytes:
     return repr(rope_regime(config, num_tokens)).encode()
-
-
-def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
-    """What the loader needs to know of a ``Which`` variant and a runner's settings."""
-    auto_map = which.auto_map_params
-    topology = None if which.topology is None else Topology.read(which.topology)
-    cache = CacheRequest(
-        context_len=options.context_len,
-        cache_fraction=options.cache_fraction,
-        cache_bytes=options.cache_bytes,
-        block_size=options.block_size,
-        dtype=cache_dtype(options.cache_type),
-        max_seqs=options.max_seqs,
-        **(
-            {}
-            if auto_map is None
-            else {
-                "planned_seq_len": auto_map.max_seq_len,
-                "planned_batch_size": auto_map.max_batch_size,
-            }
-        ),
-    )
-    return LoadRequest(
-        model_id=which.canonical_id,
-        **weight_files(which),
-        save=saving(which, options, topology),
-        tok_model_id=getattr(which, "tok_model_id", None),
-        arch=getattr(which, "arch", None),
-        tokenizer_json=getattr(which, "tokenizer_json", None),
-        dtype=which.dtype,
-        token_source=options.token_source,
-        cache_path=getattr(which, "hf_cache_path", None),
-        chat_template=options.chat_template,
-        jinja_explicit=options.jinja_explicit,
-        cache=cache,
-        in_situ=in_situ_settings(which, options, topology),
-        topology=topology,
-        device_layers=options.device_layers,
-        reserve=options.reserve,
-        plugins=options.plugins,
-        on_progress=options.on_progress,
-    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 from attrs import frozen
@@ -22,6 +22,7 @@ from tramontane.api.mcp_config import DEFAULT_HTTP_TIMEOUT_SECS
 from tramontane.errors import PluginError
 from tramontane_mcp_client.content import ToolResult, resource_text, tool_result
 from tramontane_mcp_client.failures import McpError, describe
+from tramontane_mcp_client.pages import pages
 from tramontane_mcp_client.resources import READER_NAME, READER_PARAMETERS, Patterns
 from tramontane_mcp_client.tool_table import Tool
 from tramontane_mcp_client.watched import watched
@@ -41,16 +42,6 @@ CONNECT_SECS = 60
 LONGEST_RETRY_SECS = 60
 STABLE_SECS = 60
 """A connection that has lasted this long is tried again at once when it ends."""
-
-MOST_PAGES = 1000
-"""Of a listing, against servers whose cursors lead round in circles."""
-
-
-class _Page(Protocol):
-    next_cursor: str | None
-
-
-P = TypeVar("P", bound=_Page)
 
 
 @frozen(kw_only=True)
@@ -292,11 +283,11 @@ class Server:
         capabilities = client.server_capabilities
         tools: list[Tool] = []
         if capabilities.tools is not None:
-            async for page in _pages(client.list_tools):
+            async for page in pages(client.list_tools):
                 tools += [self._tool(tool) for tool in page.tools]
         if self._patterns is not None and capabilities.resources is not None:
             resources: list[types.Resource] = []
-            async for listing in _pages(client.list_resources):
+            async for listing in pages(client.list_resources):
                 resources += listing.resources
             self.resources = tuple(
                 str(one.uri) for one in resources if self._patterns.permit(str(one.uri))
@@ -387,15 +378,3 @@ class Server:
             server=server,
             protocol=protocol,
         )
-
-
-async def _pages(listing: Callable[..., Awaitable[P]]) -> AsyncIterator[P]:
-    """Every page of a listing."""
-    cursor = None
-    for _ in range(MOST_PAGES):
-        page = await listing(cursor=cursor)
-        yield page
-        cursor = page.next_cursor
-        if cursor is None:
-            return
-    raise McpError(f"its listing has no end after {MOST_PAGES} pages")
