@@ -241,7 +241,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=HERE / "out")
     parser.add_argument("--chart", type=Path, help="PNG to write; OUT/speed.png otherwise")
     parser.add_argument("--quick", action="store_true", help="ours and llama.cpp, in 5 minutes")
-    parser.add_argument("--bars", action="store_true", help="what publish.py reports, no more")
+    parser.add_argument("--bars", action="store_true", help="figures that have a bar, no more")
     if "--quick" in sys.argv:
         parser.set_defaults(**QUICK, peers=["llamacpp"])
     args = parser.parse_args()
