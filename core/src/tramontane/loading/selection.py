@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from tramontane.errors import UnsupportedError, ValidationError
 from tramontane.loading.dtype import cache_dtype
 from tramontane.loading.live_weights import in_situ_settings
@@ -16,50 +18,57 @@ from tramontane.protocols.pipeline import PipelineOptions
 
 
 def load_request(which: Any, options: PipelineOptions) -> LoadRequest:
-    """A text model's: its files and cache, how it is quantized and placed, where it is written.
+    """Which files, how they are quantized and placed, where they are written to.
 
     Raises:
         ValidationError: two settings contradict each other.
         UnsupportedError: the model is of a kind that is not written.
         MissingPluginError: no installed format writes what is to be written.
     """
-    auto_map = which.auto_map_params
     topology = None if which.topology is None else Topology.read(which.topology)
-    cache = CacheRequest(
-        context_len=options.context_len,
-        cache_fraction=options.cache_fraction,
-        cache_bytes=options.cache_bytes,
-        block_size=options.block_size,
-        dtype=cache_dtype(options.cache_type),
-        max_seqs=options.max_seqs,
-        **(
-            {}
-            if auto_map is None
-            else {
-                "planned_seq_len": auto_map.max_seq_len,
-                "planned_batch_size": auto_map.max_batch_size,
-            }
-        ),
-    )
     return LoadRequest(
         model_id=which.canonical_id,
         **weight_files(which),
         save=saving(which, options, topology),
-        tok_model_id=getattr(which, "tok_model_id", None),
         arch=getattr(which, "arch", None),
         tokenizer_json=getattr(which, "tokenizer_json", None),
         dtype=which.dtype,
         token_source=options.token_source,
         cache_path=getattr(which, "hf_cache_path", None),
-        chat_template=options.chat_template,
-        jinja_explicit=options.jinja_explicit,
-        cache=cache,
         in_situ=in_situ_settings(which, options, topology),
         topology=topology,
         device_layers=options.device_layers,
         reserve=options.reserve,
         plugins=options.plugins,
         on_progress=options.on_progress,
+    )
+
+
+def text_request(which: Any, options: PipelineOptions) -> LoadRequest:
+    """`load_request` of a model that chats: with its template, and a KV cache."""
+    return evolve(
+        load_request(which, options),
+        tok_model_id=getattr(which, "tok_model_id", None),
+        chat_template=options.chat_template,
+        jinja_explicit=options.jinja_explicit,
+        cache=cache_request(which, options),
+    )
+
+
+def cache_request(which: Any, options: PipelineOptions) -> CacheRequest:
+    """The KV cache that memory is planned for."""
+    planned = {}
+    if which.auto_map_params is not None:
+        planned["planned_seq_len"] = which.auto_map_params.max_seq_len
+        planned["planned_batch_size"] = which.auto_map_params.max_batch_size
+    return CacheRequest(
+        context_len=options.context_len,
+        cache_fraction=options.cache_fraction,
+        cache_bytes=options.cache_bytes,
+        block_size=options.block_size,
+        dtype=cache_dtype(options.cache_type),
+        max_seqs=options.max_seqs,
+        **planned,
     )
 
 

@@ -17,10 +17,7 @@ from tramontane.api import EmbeddingRequest
 from tramontane.errors import EngineClosedError, ValidationError
 from tramontane.hooks.specs import ModelKind
 from tramontane.loading.embedding import LoadedEmbedder, load_embedding
-from tramontane.loading.live_weights import in_situ_settings
-from tramontane.loading.loader import LoadRequest
-from tramontane.loading.selection import saving, weight_files
-from tramontane.loading.topology import Topology
+from tramontane.loading.selection import load_request
 from tramontane.protocols.batch import ForwardBatch
 from tramontane.protocols.pipeline import PipelineOptions
 
@@ -65,23 +62,7 @@ class EmbeddingPipeline:
         """Bring up ``Which.Embedding``."""
         if not any(s.kind == cls.kind for s in options.plugins.specs("architectures")):
             raise options.plugins.missing("architectures", "EmbeddingGemma")
-        topology = None if which.topology is None else Topology.read(which.topology)
-        request = LoadRequest(
-            model_id=which.canonical_id,
-            **weight_files(which),
-            save=saving(which, options, topology),
-            arch=which.arch,
-            tokenizer_json=which.tokenizer_json,
-            dtype=which.dtype,
-            token_source=options.token_source,
-            cache_path=which.hf_cache_path,
-            in_situ=in_situ_settings(which, options, topology),
-            topology=topology,
-            device_layers=options.device_layers,
-            reserve=options.reserve,
-            plugins=options.plugins,
-            on_progress=options.on_progress,
-        )
+        request = load_request(which, options)
         return cls(request.model_id, load_embedding(request), options)
 
     # Requests -----------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from tramontane.errors import PromptTooLongError, UnsupportedError, ValidationEr
 from tramontane.hooks.specs import ModelKind
 from tramontane.loading.live_weights import CALIBRATION_CHUNK, LiveWeights, calibration_text
 from tramontane.loading.loader import LoadedModel, load_text
-from tramontane.loading.selection import load_request
+from tramontane.loading.selection import text_request
 from tramontane.nn.rope import rope_regime, rope_switch
 from tramontane.pipeline.answers import ChatAnswer, CompletionAnswer, usage_of
 from tramontane.pipeline.stream import Answer, GenerationStream
@@ -109,7 +109,7 @@ class TextPipeline:
     @classmethod
     def load(cls, which: Any, options: PipelineOptions) -> Self:
         """Bring up ``Which.Plain`` or ``Which.GGUF``."""
-        request = load_request(which, options)
+        request = text_request(which, options)
         text = getattr(which, "calibration_file", None)
         if text is None or request.in_situ is None:
             return cls(request.model_id, load_text(request), options)
