@@ -59,7 +59,6 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
         for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(c[p].p + Fmt::block(L), start);
       }
-      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(c[p]);
       V::template group<Fmt, 0, 8, Side>(c, x, nullptr, 0, sum);
       for (int t = 0; t < T; t++) {
         const typename V::F xd = V::fset(d[t]);
@@ -90,14 +89,14 @@ void affine_tile(const uint8_t* const* panels, int count, const Linear& w, const
 
 template <class V, class Fmt>
 size_t opened_affine_bytes(const Linear& w) {
-  using To = InBytes<Fmt>;
+  using To = InBytes<V, Fmt>;
   return scales_bytes<To>(w, V::L) * (w.cols / w.group) +
          (To::block(V::L) + start_bytes<V, To>) * (w.cols / 32);
 }
 
 template <class V, class Fmt>
 void open_affine_panel(const Linear& w, const uint8_t* panel, uint8_t* opened) {
-  using To = InBytes<Fmt>;
+  using To = InBytes<V, Fmt>;
   const size_t header = affine_header(w, V::L);
   for (int64_t g = 0; g < w.cols / w.group; g++) {
     std::memcpy(opened, panel, header);

@@ -20,7 +20,7 @@ Tiles tiles_of() {
   if constexpr (V::opens) {
     t.opened_bytes = opened_bytes<V, Fmt>;
     t.open = open_panel<V, Fmt>;
-    t.opened = tile<V, InBytes<Fmt>, V::tile>;
+    t.opened = tile<V, InBytes<V, Fmt>, V::tile>;
   }
   return t;
 }
@@ -32,7 +32,7 @@ Tiles affine_tiles_of() {
   if constexpr (V::opens) {
     t.opened_bytes = opened_affine_bytes<V, Fmt>;
     t.open = open_affine_panel<V, Fmt>;
-    t.opened = affine_tile<V, InBytes<Fmt>, V::tile>;
+    t.opened = affine_tile<V, InBytes<V, Fmt>, V::tile>;
   }
   return t;
 }

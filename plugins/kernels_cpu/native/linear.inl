@@ -83,21 +83,15 @@ inline __attribute__((always_inline)) typename V::I start_of(const uint8_t* p, t
   return start;
 }
 
-// Asks for memory that will be read soon. Not in full tiles: there arithmetic takes longer.
-template <class V, class Fmt, int Side>
-inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
-  if constexpr (Side < V::tile)
-    for (size_t line = 0; line < Block<V, Fmt>::bytes; line += 64) V::prefetch(w.p + 2048 + line);
-}
-
-// What is taken at once of a tile of Side tokens, so that sums stay in registers: all panels of one
-// token, as streams; eight tokens of one panel where a code is put together from several places, or
-// signed and looked up; else four tokens of sixteen rows.
+// What is taken at once of a tile of Side tokens: as many panels as there are registers for sums, since
+// each is a stream of its own. AVX2 takes half of eight tokens, unless a code is put together from
+// several places, or signed and looked up, which is then done for all of them.
 template <class V, class Fmt, int Side>
 struct Taken {
   static constexpr bool composed = Fmt::high || (Fmt::is_signed && Fmt::book);
   static constexpr int tokens = Side == 8 && V::L == 8 && !composed ? 4 : Side;
-  static constexpr int panels = tokens == 1 ? kStreams : tokens == 8 ? 1 : 16 / V::L;
+  static constexpr int room = V::template sums<Fmt> / tokens;
+  static constexpr int panels = room < kStreams ? room : kStreams;
 };
 
 // Float operations come in the same order for a token whatever T is, so that its results do not
@@ -126,13 +120,9 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
     x += 32 * Side;
     for (int p = 0; p < P; p++) w[p].p += Columns::bytes;
   };
-  const auto ahead = [&]() __attribute__((always_inline)) {
-    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(w[p]);
-  };
   if constexpr (Fmt::super == 32) {
     const int16_t* s = a.sum32 + first * (K / 32) + which;
     for (int64_t b = 0; b < K / 32; b++, d += Side, s += Side) {
-      ahead();
       next_header();
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
@@ -168,14 +158,12 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       for (int j = 0; j < Fmt::pairs; j++) {
         typename V::Pair pair[P];
         for (int p = 0; p < P; p++) pair[p] = V::load_pairs(h[p] + pairs_at + j * pair_bytes);
-        ahead();
         if constexpr (Fmt::group == 16) {
           V::template group<Fmt, 0, 4, Side>(w, x, pair, 0, sum);
           V::template group<Fmt, 4, 4, Side>(w, x, pair, 1, sum);
         } else {
           V::template group<Fmt, 0, 8, Side>(w, x, pair, 0, sum);
           next_block();
-          ahead();
           V::template group<Fmt, 0, 8, Side>(w, x, pair, 1, sum);
         }
         next_block();

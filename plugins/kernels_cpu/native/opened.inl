@@ -17,10 +17,11 @@ namespace tmk {
 namespace {
 
 // Starts [L] lie at the end of the scales, or, in affine types, behind each block.
-template <class Fmt>
+template <class V, class Fmt>
 struct InBytes : Fmt {
   static constexpr int base = 8, high = 0, book = 0;
-  static constexpr bool opened = true, split = Fmt::is_signed;
+  static constexpr bool is_signed = Fmt::is_signed && V::takes_signed;
+  static constexpr bool opened = true, split = is_signed;
   static constexpr int planes = split ? 16 : 8;
   static constexpr size_t header(int lanes) {
     return to_lines(Fmt::header(lanes) + (split ? 4 * lanes : 0));
@@ -32,7 +33,7 @@ struct InBytes : Fmt {
 template <class V, class Fmt>
 inline void open_block(const uint8_t* from, uint8_t* opened, const typename V::Pair* pair, int which,
                        typename V::I (&sum)[1][1]) {
-  using To = InBytes<Fmt>;
+  using To = InBytes<V, Fmt>;
   constexpr size_t plane = 4 * V::L;
   const Block<V, Fmt> codes{from};
   if constexpr (To::split) {
@@ -57,13 +58,13 @@ inline void put_start(uint8_t* p, const typename V::I (&sum)[1][1]) {
 
 template <class V, class Fmt>
 size_t opened_bytes(const Linear& w) {
-  using To = InBytes<Fmt>;
+  using To = InBytes<V, Fmt>;
   return (To::header(V::L) + To::block(V::L) * (Fmt::super / 32)) * (w.cols / Fmt::super);
 }
 
 template <class V, class Fmt>
 void open_panel(const Linear& w, const uint8_t* panel, uint8_t* opened) {
-  using To = InBytes<Fmt>;
+  using To = InBytes<V, Fmt>;
   static_assert(!To::split || Fmt::group != 16, "32 columns are opened under one sub-scale");
   constexpr int L = V::L;
   constexpr size_t header = Fmt::header(L);

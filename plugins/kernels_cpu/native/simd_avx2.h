@@ -11,6 +11,7 @@ namespace {  // see formats.h
 struct Avx2 {
   static constexpr int L = 8, tile = 8;
   static constexpr bool takes_signed = true, opens = true;
+  template <class Fmt> static constexpr int sums = 8;
   using B = __m256i;
   using I = __m256i;
   using F = __m256;
@@ -60,7 +61,6 @@ struct Avx2 {
     return _mm256_set1_epi32(n);
   }
   static I mul_pairs(I acc, Pair a, const int16_t* x) { return add(acc, _mm256_madd_epi16(a, four(x))); }
-  static void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
   // Keeps the compiler from putting off additions until every product waits in memory.
   static inline __attribute__((always_inline)) void in_order(I& a) { asm volatile("" : "+x"(a)); }

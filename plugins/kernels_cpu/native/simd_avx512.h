@@ -10,7 +10,10 @@ namespace {  // see formats.h
 
 struct Avx512 {
   static constexpr int L = 16, tile = 8;
-  static constexpr bool takes_signed = false, opens = false;
+  static constexpr bool takes_signed = false, opens = true;
+  // Sums at once, in half of the registers. Opened panels lie near and need no streams: where sums
+  // are multiplied with sub-scales, those wide ones and the floats then have registers as well.
+  template <class Fmt> static constexpr int sums = Fmt::opened && Fmt::pairs ? 8 : 16;
   using B = __m512i;
   using I = __m512i;
   using F = __m512;
@@ -28,8 +31,12 @@ struct Avx512 {
 
   static B raised_by_128(B a) { return _mm512_xor_si512(a, _mm512_set1_epi8(-128)); }
 
+  static void store(uint8_t* p, B a) { _mm512_storeu_si512(p, a); }
+
   static I zero() { return _mm512_setzero_si512(); }
-  static I times(const int16_t* a, int n) { return _mm512_set1_epi32(*a * n); }
+  static I times(const int16_t* a, int n) {
+    return _mm512_madd_epi16(_mm512_set1_epi16(*a), _mm512_set1_epi32(n & 0xffff));
+  }
   static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I sub_times(I a, I b, int n) {
     return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(n)));
@@ -57,7 +64,6 @@ struct Avx512 {
     return _mm512_set1_epi32(n);
   }
   static I mul_pairs(I acc, Pair a, const int16_t* x) { return add(acc, _mm512_madd_epi16(a, four(x))); }
-  static void prefetch(const uint8_t* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
   template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static inline __attribute__((always_inline)) void group(const Fetch (&fetch)[P], const int8_t* x,

@@ -28,6 +28,7 @@ template <int Lanes>
 struct Portable {
   static constexpr int L = Lanes, tile = 4;
   static constexpr bool takes_signed = false, opens = false;
+  template <class Fmt> static constexpr int sums = 8;
   struct B { uint8_t v[4 * L]; };
   struct I { int32_t v[L]; };
   struct F { float v[L]; };
@@ -78,7 +79,6 @@ struct Portable {
     for (int i = 0; i < L; i++) acc.v[i] += a.v[2 * i] * x[0] + a.v[2 * i + 1] * x[1];
     return acc;
   }
-  static void prefetch(const uint8_t*) {}
 
   // Adds a group's products for P panels and T tokens out of Side, each times the row's sub-scale.
   template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
