@@ -97,6 +97,8 @@ def test_weights_that_kernels_read_narrow_stay_so(load, tiny_model, monkeypatch)
     assert loaded.dtype is torch.float32
     assert type(loaded.model.lm_head) is NarrowLinear
     assert loaded.model.lm_head.weight.dtype is torch.bfloat16
+    assert not loaded.model.lm_head.exact
+    assert load(dtype="F32").model.lm_head.exact
     assert inventories[0].bytes_as(loaded.dtype) == loaded.weight_bytes
 
 

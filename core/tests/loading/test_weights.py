@@ -13,11 +13,14 @@ from tramontane.loading.tensors import SafetensorsFormat
 from tramontane.loading.weights import Binder, wanted_names, weight_bytes
 from tramontane.nn import (
     ExpertLinear,
+    GatedExperts,
+    MoE,
     NarrowExpertLinear,
     PackedEmbedding,
     PackedExpertLinear,
     PackedLinear,
     PackedStack,
+    SoftmaxTopK,
 )
 from tramontane.protocols import Split, Stack, Transpose
 
@@ -219,11 +222,38 @@ def test_packed_experts_are_stacked_where_they_are():
     assert torch.equal(model.experts.weight[2], experts["experts.2.weight"])
 
 
-def test_experts_keep_narrow_floats_that_a_kernel_reads(monkeypatch):
+@pytest.fixture
+def narrow_kernel(monkeypatch):
     def reads(stored, dtype, device):
         return stored is torch.bfloat16
 
     monkeypatch.setattr("tramontane.loading.dtype.multiplies_narrow", reads)
+
+
+class Routed(nn.Module):
+    """A mixture alone."""
+
+    def __init__(self, _):
+        super().__init__()
+        self.mlp = MoE(6, GatedExperts(2, 6, 5), 2, SoftmaxTopK(1))
+
+
+def test_activations_are_rounded_for_no_router(narrow_kernel):
+    with torch.device("meta"):
+        model = Routed(None)
+    tensors = {name: torch.randn(p.shape).bfloat16() for name, p in model.named_parameters()}
+    model = Binder(
+        model,
+        MemoryCheckpoint(tensors),
+        arrange(tensors, wanted_names(model), (), None),
+        dtype=torch.float32,
+        device=CPU,
+    ).run()
+    assert model.mlp.gate.exact
+    assert not model.mlp.experts.up_proj.exact
+
+
+def test_experts_keep_narrow_floats_that_a_kernel_reads(narrow_kernel):
     fused = {"qkv.weight": torch.randn(8, 3), "qkv.bias": torch.randn(8)}
     parts = [torch.randn(5, 6).bfloat16() for _ in range(3)]
     tensors = fused | {f"experts.{i}.weight": part for i, part in enumerate(parts)}

@@ -9,7 +9,7 @@ namespace tmk {
 
 size_t panel_bytes(int type, int lanes, int64_t cols);
 size_t panel_bytes(const Linear& w, int lanes);
-int super_columns(int type);  // columns under one float scale; 0 for an unknown type
+int super_columns(int type);  // columns under one float scale; 0 for none; or kToBrain
 int block_columns(int type);  // columns of one block in the file
 int block_bytes(int type);
 // Row i of the panels is row order[i] of `src`, or row i where `order` is null.

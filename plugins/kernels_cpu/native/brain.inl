@@ -1,5 +1,5 @@
 // BF16 weights on processors with AVX512_BF16, which sums products of BF16 pairs in float32:
-// activations are rounded to BF16 as well.
+// activations are rounded to BF16 as well. Needs linear.inl before it.
 #include "stored.inl"
 
 #if defined(TMK_EMULATED_AVX512)
@@ -18,10 +18,8 @@ inline Brains load_brains(const uint16_t* p) {
   std::memcpy(o.v, p, sizeof o.v);
   return o;
 }
-inline Brains round_to_brains(const float* x) {
-  Brains o;
-  for (int i = 0; i < 32; i++) o.v[i] = to_bfloat(x[i]);
-  return o;
+inline void round_32(const float* x, uint16_t* out) {
+  for (int i = 0; i < 32; i++) out[i] = to_bfloat(x[i]);
 }
 inline void add_products(vf& sum, const Brains& a, const Brains& b) {
   for (int i = 0; i < N; i++) {
@@ -32,57 +30,81 @@ inline void add_products(vf& sum, const Brains& a, const Brains& b) {
 #else
 using Brains = __m512bh;
 TMK_BRAIN inline Brains load_brains(const uint16_t* p) { return (Brains)_mm512_loadu_si512(p); }
-TMK_BRAIN inline Brains round_to_brains(const float* x) {
-  return _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
+TMK_BRAIN inline void round_32(const float* x, uint16_t* out) {
+  const Brains both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + 16), _mm512_loadu_ps(x));
+  _mm512_storeu_si512(out, (__m512i)both);
 }
 TMK_BRAIN inline void add_products(vf& sum, Brains a, Brains b) {
   sum = (vf)_mm512_dpbf16_ps((__m512)sum, a, b);
 }
 #endif
 
-// R rows, `apart` numbers from each other, times T tokens; see `dots`.
+// The sums of four vectors' lanes.
+inline v4 totals(const vf (&v)[4]) {
+  typedef int32_t order __attribute__((vector_size(64)));
+  constexpr order low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29};
+  constexpr order high = {2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31};
+  const auto half = [&](const vf& a, const vf& b) {  // of two vectors each, side by side
+    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+  };
+  constexpr order first = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+  constexpr order second = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
+  const vf a = half(v[0], v[1]), b = half(v[2], v[3]);
+  return fold(__builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second));
+}
+
+// Four rows, or R of them, `apart` numbers from each other, times T tokens; see `dots`.
 template <int R, int T>
-TMK_BRAIN inline void brain_dots(const uint16_t* w, int64_t apart, int64_t cols, const float* x,
-                                 int64_t x_stride, float* out, int64_t stride) {
-  vf acc[R][T] = {};
+TMK_BRAIN inline void brain_dots(const uint16_t* w, int64_t apart, int64_t cols, const uint16_t* x,
+                                 float* out, int64_t stride) {
+  vf acc[T][4] = {};
   int64_t i = 0;
   for (; i + 32 <= cols; i += 32) {
     Brains rows[R];
     for (int r = 0; r < R; r++) rows[r] = load_brains(w + r * apart + i);
     for (int t = 0; t < T; t++) {
-      const Brains v = round_to_brains(x + t * x_stride + i);
-      for (int r = 0; r < R; r++) add_products(acc[r][t], rows[r], v);
+      const Brains v = load_brains(x + t * cols + i);
+      for (int r = 0; r < R; r++) add_products(acc[t][r], rows[r], v);
     }
   }
-  for (int r = 0; r < R; r++)
-    for (int t = 0; t < T; t++) {
-      float sum = total(acc[r][t]);
+  for (int t = 0; t < T; t++) {
+    const v4 sums = totals(acc[t]);
+    for (int r = 0; r < R; r++) {
+      float sum = sums[r];
       for (int64_t j = i; j < cols; j++)
-        sum += Stored<1>::one(w[r * apart + j]) * Stored<1>::one(to_bfloat(x[t * x_stride + j]));
+        sum += Stored<1>::one(w[r * apart + j]) * Stored<1>::one(x[t * cols + j]);
       out[t * stride + r] = sum;
     }
+  }
 }
 
 template <int T>
 TMK_BRAIN inline void brain_rows(const uint16_t* w, int rows, int64_t apart, int64_t cols,
-                                 const float* x, int64_t x_stride, float* out, int64_t stride) {
+                                 const uint16_t* x, float* out, int64_t stride) {
   int r = 0;
-  for (; r + 4 <= rows; r += 4)
-    brain_dots<4, T>(w + r * apart, apart, cols, x, x_stride, out + r, stride);
-  for (; r < rows; r++) brain_dots<1, T>(w + r * apart, apart, cols, x, x_stride, out + r, stride);
+  for (; r + 4 <= rows; r += 4) brain_dots<4, T>(w + r * apart, apart, cols, x, out + r, stride);
+  for (; r < rows; r++) brain_dots<1, T>(w + r * apart, apart, cols, x, out + r, stride);
 }
 
-// `plain` of such a processor.
-TMK_BRAIN void plain_or_brain(const Linear& weight, int64_t row, int rows, int64_t apart,
-                              const float* x, int64_t x_stride, int T, float* out, int64_t stride) {
-  if (weight.type != kBF16) return plain(weight, row, rows, apart, x, x_stride, T, out, stride);
+TMK_BRAIN void rounded_rows(const Linear& weight, int64_t row, int rows, int64_t apart,
+                            const uint16_t* x, int T, float* out, int64_t stride) {
   const int64_t K = weight.cols;
   const auto* w = (const uint16_t*)weight.data + row * K;
   int t = 0;
   for (; t + 4 <= T; t += 4)
-    brain_rows<4>(w, rows, apart * K, K, x + t * x_stride, x_stride, out + t * stride, stride);
-  for (; t < T; t++)
-    brain_rows<1>(w, rows, apart * K, K, x + t * x_stride, x_stride, out + t * stride, stride);
+    brain_rows<4>(w, rows, apart * K, K, x + t * K, out + t * stride, stride);
+  for (; t < T; t++) brain_rows<1>(w, rows, apart * K, K, x + t * K, out + t * stride, stride);
+}
+
+// `quantize` of such a processor.
+TMK_BRAIN void quantize_or_round(const float* x, const Activations& a, Tile tile, int64_t token,
+                                 int super, int64_t first, int64_t last) {
+  if (super != kToBrain) return quantize_token(x, a, tile, token, super, first, last);
+  const int64_t end = last * -kToBrain < a.cols ? last * -kToBrain : a.cols;
+  uint16_t* out = a.brains + token * a.cols;
+  int64_t i = first * -kToBrain;
+  for (; i + 32 <= end; i += 32) round_32(x + i, out + i);
+  for (; i < end; i++) out[i] = to_bfloat(x[i]);
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ size_t layout(const Isa& isa, const Experts& e, int64_t T, int64_t top_k, uint8_
   work.starts = take<int64_t>(p, e.count + 1);
   work.order = take<int64_t>(p, pairs);
   work.owner = take<int64_t>(p, pairs);
-  work.gathered = take<float>(p, plain_bytes(e.gate->type) && T > 1 ? pairs * hidden : 0);
+  work.gathered = take<float>(p, !super_columns(e.gate->type) && T > 1 ? pairs * hidden : 0);
   work.middle = take<float>(p, pairs * inner);
   work.entering = place(isa, p, rows, hidden);
   p += aligned(activation_bytes(isa, rows, hidden));
@@ -44,7 +44,7 @@ void enter(Team& team, const Isa& isa, const ExpertsWork& work, const Activation
   for (int64_t p = 0; p < work.pairs; p++) {
     const int64_t* begin = work.starts + work.owner[p];
     const Tile tile = tile_at(p, begin[0], begin[1], isa.tile);
-    isa.quantize(row(p), a, tile, p, super, 0, a.cols / super);
+    isa.quantize(row(p), a, tile, p, super, 0, groups_of(a, super));
   }
   team.meet();
 }

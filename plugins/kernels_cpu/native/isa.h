@@ -18,7 +18,15 @@ struct Activations {
   int16_t* sum16;   // sums of q: [cols / 32, n, 2]
   int16_t* sum32;   // [cols / 32, n], or [cols / 64, n, 2] with scales every 256 columns
   float* d;         // scales: [cols / super, n]
+  uint16_t* brains; // in place of all these [T, cols], rounded to BF16
 };
+
+// In place of columns under one scale: activations are rounded to BF16, so many columns at once.
+constexpr int kToBrain = -256;
+
+inline int64_t groups_of(const Activations& a, int super) {
+  return super == kToBrain ? (a.cols - kToBrain - 1) / -kToBrain : a.cols / super;
+}
 
 struct Tile {
   int64_t first;
@@ -37,7 +45,7 @@ inline Tile tile_at(int64_t t, int64_t begin, int64_t end, int most) {
 
 // Bytes of a value of types that are plain floats, whose rows stay as they are in the file; else 0.
 inline int plain_bytes(int type) {
-  return type == kF32 ? 4 : type == kF16 || type == kBF16 ? 2 : 0;
+  return type == kF32 ? 4 : type == kF16 || type == kBF16 || type == kRounded ? 2 : 0;
 }
 
 // Bits of a code of affine types; else 0.
@@ -46,8 +54,8 @@ inline int affine_bits(int type) { return type > kAffine && type <= kAffine + 8 
 // Whether codes stay as they are stored and are widened to floats.
 inline bool is_widened(int type) { return type >= kE4M3; }
 
-// Whether activations are taken as they are.
-inline bool takes_floats(int type) { return plain_bytes(type) || is_widened(type); }
+// Whether rows stay as they are stored.
+inline bool stays(int type) { return plain_bytes(type) || is_widened(type); }
 
 // Weights are read as so many long streams at once: processors fetch ahead by themselves, and better
 // on four than on one, or on many short ones.
@@ -67,7 +75,7 @@ inline int64_t panels_before(int64_t rows, int lanes, int64_t i) {
 // those that are computed together, one of each quarter.
 inline int64_t rows_apart(const Linear& w) {
   if (w.type > kCrossed) return w.rows / w.beside->height;
-  return takes_floats(w.type) && w.rows >= kStreams ? w.rows / kStreams : 1;
+  return stays(w.type) && w.rows >= kStreams ? w.rows / kStreams : 1;
 }
 
 constexpr int kTiles = 4;  // functions for tiles of 1, 2, 4 and 8 tokens
@@ -101,14 +109,17 @@ struct Isa {
   PackFn pack[40];              // by weight type
   Tiles affine[9];              // by bits of a code
   PackAffineFn pack_affine[9];  // by bits of a code
-  // Groups first … last - 1 of `super` columns of one token, which is in `tile`.
+  // Groups first … last - 1 of `super` columns of one token, which is in `tile`; or of kToBrain.
   void (*quantize)(const float* x, const Activations& out, Tile tile, int64_t token, int super,
                    int64_t first, int64_t last);
   // out[t * stride + r] = row `row` + r · `apart` of a weight of plain floats times token t, of which
   // there are 8 at most.
   void (*plain)(const Linear& w, int64_t row, int rows, int64_t apart, const float* x,
                 int64_t x_stride, int tokens, float* out, int64_t stride);
-  // The same of a weight that is widened.
+  // The same of rounded activations [tokens, cols]; null where a processor does not multiply these.
+  void (*rounded)(const Linear& w, int64_t row, int rows, int64_t apart, const uint16_t* x,
+                  int tokens, float* out, int64_t stride);
+  // The same of a weight that is widened, and activations as they are.
   void (*widened)(const Linear& w, int64_t row, int rows, int64_t apart, const float* x,
                   int64_t x_stride, int tokens, float* out, int64_t stride);
   void (*floats)(const Linear& w, int64_t row, float* out);  // a row of such a weight

@@ -78,7 +78,8 @@ const Isa* avx512_bf16() {
   static const Isa table = [] {
     Isa isa = *avx512();
     isa.name = "avx512bf16";
-    isa.plain = plain_or_brain;
+    isa.quantize = quantize_or_round;
+    isa.rounded = rounded_rows;
     return isa;
   }();
   return &table;

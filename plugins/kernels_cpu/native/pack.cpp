@@ -22,6 +22,7 @@ size_t panel_bytes(const Linear& w, int lanes) {
 
 int super_columns(int type) {
   if (affine_bits(type)) return 32;
+  if (type == kRounded) return kToBrain;
   switch (type) {
 #define X(F) case k##F: return F::super;
     TMK_FORMATS(X)

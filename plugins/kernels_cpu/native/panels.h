@@ -38,7 +38,7 @@ struct Strip {
 // Rows of a strip; the last one may have fewer.
 inline int strip_rows(const Isa& isa, const Linear& w) {
   if (w.type > kCrossed) return kCrossedRows;
-  return takes_floats(w.type) ? kStreams : kStreams * isa.lanes;
+  return stays(w.type) ? kStreams : kStreams * isa.lanes;
 }
 
 inline int64_t strips_of(const Isa& isa, const Linear& w) {
@@ -53,7 +53,7 @@ inline Strip strip(const Isa& isa, const Linear& w, int64_t i) {
     const int64_t strips = w.beside->height / kCrossedRows;
     return {i / strips + i % strips * apart, kCrossedRows, apart * strips};
   }
-  if (takes_floats(w.type) && i < w.rows / kStreams) return {i, kStreams, apart};
+  if (stays(w.type) && i < w.rows / kStreams) return {i, kStreams, apart};
   const int rows = strip_rows(isa, w);
   const int64_t row = i * rows;
   return {row, w.rows - row < rows ? int(w.rows - row) : rows, 1};
@@ -71,7 +71,7 @@ inline const uint8_t* panel_of(const Isa& isa, const Linear& w, const Strip& s, 
 }
 
 inline bool opens(const Isa& isa, const Linear& w, int64_t tokens) {
-  return tokens >= kOpening && !takes_floats(w.type) && tiles_of(isa, w).open;
+  return tokens >= kOpening && !stays(w.type) && tiles_of(isa, w).open;
 }
 
 // Strips first … last - 1, opened where tokens are many; none where there is no memory for them.
@@ -99,10 +99,14 @@ class OpenedStrips {
   uint8_t* data_ = nullptr;
 };
 
-// Strip i times the tokens of one tile (of any eight, where they are not rounded), out [n, kMostRows].
+// Strip i times the tokens of one tile (of any eight, where rows stay as stored), out [n, kMostRows].
 inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, int64_t i,
                         const Strip& s, const OpenedStrips& opened, Tile tile, float* out) {
-  if (takes_floats(w.type)) {
+  if (w.type == kRounded) {
+    isa.rounded(w, s.row, s.rows, s.apart, x.brains + tile.first * w.cols, tile.n, out, kMostRows);
+    return;
+  }
+  if (stays(w.type)) {
     const auto times = is_widened(w.type) ? isa.widened : isa.plain;
     times(w, s.row, s.rows, s.apart, x.x + tile.first * x.x_stride, x.x_stride, tile.n, out, kMostRows);
     return;
@@ -125,7 +129,7 @@ inline int64_t strips_at_once(const Isa& isa, const Linear& w, int64_t T) {
   int64_t rows = w.rows / (16 * omp_get_num_threads()), most = 128;
   if (T >= kMany) {
     size_t panel = w.cols * (is_widened(w.type) ? 1 : plain_bytes(w.type)) * isa.lanes;
-    if (!takes_floats(w.type))
+    if (!stays(w.type))
       panel = opens(isa, w, T) ? tiles_of(isa, w).opened_bytes(w) : panel_bytes(w, isa.lanes);
     rows = kNear * isa.lanes / int64_t(panel);
     most = 256;
@@ -140,7 +144,7 @@ inline int64_t strips_at_once(const Isa& isa, const Linear& w, int64_t T) {
 template <class Use>
 inline void products(const Isa& isa, const Linear& w, const Activations& x, int64_t first,
                      int64_t last, int64_t begin, int64_t end, Use use) {
-  const int most = takes_floats(w.type) ? kMaxTile : isa.tile;
+  const int most = stays(w.type) ? kMaxTile : isa.tile;
   const OpenedStrips opened(isa, w, first, last, end - begin);
   for (int64_t t = begin; t < end;) {
     const Tile tile = tile_at(t, begin, end, most);

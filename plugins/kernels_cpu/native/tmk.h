@@ -14,6 +14,7 @@ enum Type : int32_t {
   kF32 = 0, kF16 = 1, kBF16 = 30,
   kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kQ2_K = 10, kQ3_K = 11, kQ4_K = 12,
   kQ5_K = 13, kQ6_K = 14, kQ8_K = 15, kIQ4_NL = 20, kIQ4_XS = 23, kMXFP4 = 39,
+  kRounded = 63,  // BF16 whose activations are rounded to BF16
   kAffine = 64,  // and the bits of a code: codes with a scale and a minimum a group of columns
   // Codes as they are stored, scales beside them.
   kE4M3 = 80,

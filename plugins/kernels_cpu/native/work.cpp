@@ -32,14 +32,17 @@ void Team::meet() {
     if (i > 1 << 13) std::this_thread::yield();
 }
 
-size_t activation_bytes(const Isa&, int64_t T, int64_t K) {
-  return aligned(T * K) + aligned(T * K / 8) + aligned(T * K / 16) + aligned(T * K / 8) + 64;
+size_t activation_bytes(const Isa& isa, int64_t T, int64_t K) {
+  const size_t codes = aligned(T * K) + aligned(T * K / 8) + aligned(T * K / 16) + aligned(T * K / 8);
+  const size_t brains = isa.rounded ? aligned(2 * T * K) : 0;
+  return (codes > brains ? codes : brains) + 64;
 }
 
 Activations place(const Isa&, uint8_t* p, int64_t T, int64_t K) {
   Activations a{};
   a.cols = K;
   a.q = (int8_t*)p;
+  a.brains = (uint16_t*)p;
   p += aligned(T * K);
   a.sum16 = (int16_t*)p;
   p += aligned(T * K / 8);
@@ -60,6 +63,7 @@ bool usable(const Isa& isa, const Linear& w) {
     return (bits == 1 || bits == 2 || bits == 4 || bits == 8) && size % 32 == 0 && w.rows > 0 &&
            w.rows % size == 0 && w.cols % 32 == 0;
   }
+  if (w.type == kRounded) return isa.rounded;
   return w.type >= 0 && w.type < 40 && (isa.linear[w.type].stored[0] || plain_bytes(w.type));
 }
 
@@ -69,7 +73,7 @@ void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activa
   a.x = x;
   a.x_stride = stride;
   if (!super) return;  // the barrier before has let everybody see x
-  const int64_t parts = a.cols / super, step = parts < 8 ? parts : 8;
+  const int64_t parts = groups_of(a, super), step = parts < 8 ? parts : 8;
   const int64_t pieces = T > 1 ? 1 : (parts + step - 1) / step;
 #pragma omp for schedule(static) nowait
   for (int64_t n = 0; n < T * pieces; n++) {

@@ -21,6 +21,7 @@ from tramontane.nn import (
 )
 from tramontane_gguf.quantizer import GgmlQuantizer
 from tramontane_kernels_cpu.library import native, why_not
+from tramontane_kernels_cpu.weights import rounds_to_brain
 
 pytestmark = pytest.mark.skipif(native() is None, reason=str(why_not()))
 
@@ -150,10 +151,13 @@ def test_nothing_to_do_and_odd_values() -> None:
 
 
 def test_many_tokens_of_plain_weights_go_through_torch() -> None:
-    module = experts("bf16")
+    module = experts("f16")
     assert module._whole(*inputs(200)) is not None
     assert module._whole(*inputs(300)) is None
     assert module(*inputs(300)).isfinite().all()
+    # Torch does not round.
+    rounded = experts("bf16")._whole(*inputs(300)) is not None
+    assert rounded == rounds_to_brain(torch.bfloat16)
 
 
 def test_what_is_not_covered_is_left_alone() -> None:

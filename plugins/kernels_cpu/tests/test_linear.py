@@ -287,3 +287,17 @@ def test_a_narrow_linear_keeps_its_weight(dtype: torch.dtype) -> None:
     module.bind_kernels(torch.device("cpu"), torch.float32)
     assert module.operand.data.data_ptr() == weight.data_ptr()
     torch.testing.assert_close(module(x), unbound, rtol=1e-5, atol=1e-5)
+
+
+def test_activations_are_not_rounded_where_they_must_not_be() -> None:
+    generator = torch.Generator().manual_seed(9)
+    weight = torch.nn.Parameter(torch.randn(24, 100, generator=generator).bfloat16(), False)
+    x = torch.randn(130, 100, generator=generator)
+    want = x.double() @ weight.double().T
+    allowed, exact = NarrowLinear(weight, None), NarrowLinear(weight, None, exact=True)
+    for module in (allowed, exact):
+        module.bind_kernels(torch.device("cpu"), torch.float32)
+    for tokens in (1, 5, 130):
+        torch.testing.assert_close(exact(x[:tokens]).double(), want[:tokens], rtol=1e-5, atol=1e-5)
+        far = (allowed(x[:tokens]) - want[:tokens]).abs().max()
+        assert (far > 1e-3) == rounds_to_brain(torch.bfloat16)

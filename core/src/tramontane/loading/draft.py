@@ -10,7 +10,14 @@ from attrs import evolve, frozen
 from torch import nn
 
 from tramontane.loading.device_map import DeviceMap
-from tramontane.loading.dtype import Inventory, Narrow, choose_cache_dtype, choose_dtype, survey
+from tramontane.loading.dtype import (
+    Inventory,
+    Narrow,
+    asked_dtype,
+    choose_cache_dtype,
+    choose_dtype,
+    survey,
+)
 from tramontane.loading.in_situ import in_situ_quantizer, report_slow
 from tramontane.loading.layers import LayerNames
 from tramontane.loading.opening import OpenModel
@@ -58,6 +65,7 @@ class Draft:
         device: torch.device,
         device_map: DeviceMap | None = None,
         in_situ: InSituPlan | None = None,
+        exact: bool = False,
         steps: Sequence[Step] = (),
         on_progress: Progress | None = None,
     ) -> nn.Module:
@@ -65,6 +73,7 @@ class Draft:
 
         Args:
             device_map: where its layers go; None for ``device``.
+            exact: see `Binder`.
 
         Raises:
             CheckpointError: shapes or dtypes do not fit.
@@ -78,6 +87,7 @@ class Draft:
             device=device,
             device_of=device_of(self.model, device_map) if device_map.is_split else None,
             in_situ=in_situ,
+            exact=exact,
             steps=steps,
             on_progress=on_progress,
         )
@@ -202,6 +212,7 @@ class PlacedDraft:
             device=self.device_map.main,
             device_map=self.device_map,
             in_situ=self.packing,
+            exact=asked_dtype(request.dtype) is torch.float32,
             steps=request.steps,
             on_progress=request.on_progress,
         )

@@ -139,6 +139,18 @@ class Narrow:
         return counts
 
 
+def asked_dtype(asked: str) -> torch.dtype | None:
+    """The dtype of a ``ModelDType`` or its name, in any case; None for Auto.
+
+    Raises:
+        ConfigError: no such dtype.
+    """
+    name = str(getattr(asked, "value", asked)).lower()
+    if name != "auto" and name not in NAMES:
+        raise ConfigError(f"dtype {asked!r} is unknown; use Auto, BF16, F16 or F32")
+    return NAMES.get(name)
+
+
 def choose_dtype(asked: str, inventory: Inventory, device: torch.device) -> torch.dtype:
     """The dtype of activations and of weights that are not packed.
 
@@ -148,16 +160,14 @@ def choose_dtype(asked: str, inventory: Inventory, device: torch.device) -> torc
     of BF16, F16, F32 that it does. Packed weights say nothing of activations.
 
     Args:
-        asked: a ``ModelDType`` or its name; ``Auto``, ``BF16``, ``F16``, ``F32``, in any case.
+        asked: see `asked_dtype`.
 
     Raises:
         ConfigError: no such dtype.
     """
-    name = str(getattr(asked, "value", asked)).lower()
-    if name in NAMES:
-        return NAMES[name]
-    if name != "auto":
-        raise ConfigError(f"dtype {asked!r} is unknown; use Auto, BF16, F16 or F32")
+    named = asked_dtype(asked)
+    if named is not None:
+        return named
     order = [dtype for dtype in NAMES.values() if multiplies(dtype, device)]
     stored = max(inventory.elements, key=inventory.elements.__getitem__, default=torch.float32)
     packed = inventory.packed_bytes > 0
@@ -176,9 +186,8 @@ def choose_cache_dtype(
     Args:
         asked: as for `choose_dtype`, which gave ``dtype``.
     """
-    auto = str(getattr(asked, "value", asked)).lower() == "auto"
     narrow = inventory.packed_bytes > 0 or bool(inventory.kept)
-    if auto and narrow and device.type == "cpu" and dtype is torch.float32:
+    if asked_dtype(asked) is None and narrow and device.type == "cpu" and dtype is torch.float32:
         return torch.float16
     return dtype
 

@@ -137,10 +137,12 @@ def build(
     steps: Sequence[Step] = (),
     on_progress: Progress | None = None,
 ) -> nn.Module:
-    """The architecture with the checkpoint's weights in it, kernels bound.
+    """The architecture with the checkpoint's weights in it, kernels bound, in this dtype exactly.
 
     Raises:
         CheckpointError: the weights do not fit.
     """
     draft = Draft.of(architecture, config, checkpoint)
-    return draft.bind(checkpoint, dtype=dtype, device=device, steps=steps, on_progress=on_progress)
+    return draft.bind(
+        checkpoint, dtype=dtype, device=device, exact=True, steps=steps, on_progress=on_progress
+    )

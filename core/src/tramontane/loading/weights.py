@@ -48,6 +48,8 @@ class Binder:
         device: where the weights will be.
         device_of: name of a module → where its weights will be instead; None for ``device``.
         in_situ: packs weights once they are made; None keeps them as the file has them.
+        exact: whether activations stay as wide as they are before weights that are not packed; see
+            `tramontane.nn.NarrowLinear`.
         steps: applied to each module that has weights of its own, in order.
         on_progress: told after each tensor.
     """
@@ -62,6 +64,7 @@ class Binder:
         device: torch.device,
         device_of: Callable[[str], torch.device] | None = None,
         in_situ: InSituPlan | None = None,
+        exact: bool = False,
         steps: Sequence[Step] = (),
         on_progress: Progress | None = None,
     ) -> None:
@@ -73,6 +76,7 @@ class Binder:
         self._device = device
         self._device_of = device_of
         self._in_situ = in_situ
+        self._exact = exact
         # Whether the tensor being made is packed afterwards, for which no dtype is better.
         self._as_stored = False
         self._steps = steps
@@ -110,7 +114,7 @@ class Binder:
                 )
                 for leaf, meta in own.items()
             }
-            placed = self._place(module, values)
+            placed = self._place(name, module, values)
             for step in self._steps:
                 placed = step(name, placed)
             if placed is module:
@@ -275,7 +279,7 @@ class Binder:
 
     # Placing them -------------------------------------------------------------------------
 
-    def _place(self, module: nn.Module, values: dict[str, Value]) -> nn.Module:
+    def _place(self, name: str, module: nn.Module, values: dict[str, Value]) -> nn.Module:
         """The module with these tensors, or its packed twin when its weight is packed."""
         weight = values.get("weight")
         if isinstance(weight, PackedWeight):
@@ -291,8 +295,14 @@ class Binder:
             setattr(module, leaf, plain)
         if type(module) in (nn.Linear, ExpertLinear) and module.weight.dtype != self._dtype:
             narrow = NarrowLinear if isinstance(module, nn.Linear) else NarrowExpertLinear
-            return narrow(cast(nn.Parameter, module.weight), cast(Any, module.bias))
+            weight, bias = cast(nn.Parameter, module.weight), cast(Any, module.bias)
+            return narrow(weight, bias, self._exact or self._decides(name))
         return module
+
+    def _decides(self, name: str) -> bool:
+        """Whether rounding what enters a module would change decisions, as its parent says."""
+        parent, _, leaf = name.rpartition(".")
+        return leaf in getattr(self._model.get_submodule(parent), "EXACT", ())
 
     def _plain(self, value: Value) -> Tensor:
         """Norms and biases are too small to stay packed."""

@@ -131,6 +131,8 @@ class MoE(nn.Module):
         gate_bias: whether the router's linear has a bias.
     """
 
+    EXACT = frozenset({"gate"})
+
     def __init__(
         self,
         hidden_size: int,

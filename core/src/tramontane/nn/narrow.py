@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -23,12 +23,19 @@ class PlainWeight(PackedWeight):
     Attributes:
         format: ``"plain.bf16"`` or ``"plain.f16"``.
         values: [out, in].
+        exact: whether a kernel must not round activations to the type of ``values``.
     """
 
-    def __init__(self, values: Tensor) -> None:
+    def __init__(self, values: Tensor, exact: bool = False) -> None:
+        self.exact = exact
         self.format = f"plain.{_NAMES[values.dtype]}"
         self.shape = tuple(values.shape)
         self.values = values
+
+    @property
+    def facts(self) -> Mapping[str, Hashable]:
+        """See `tramontane.protocols.PackedWeight.facts`."""
+        return {"exact": True} if self.exact else {}
 
     @property
     def blocks(self) -> Tensor:
@@ -47,19 +54,21 @@ class PlainWeight(PackedWeight):
         return self.values.to(dtype)
 
     def rows(self, start: int, stop: int) -> Self:
-        return type(self)(self.values[start:stop])
+        return type(self)(self.values[start:stop], self.exact)
 
     def gather(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.values.index_select(0, index.to(self.device)).to(dtype)
 
     def to(self, device: torch.device) -> Self:
-        return self if self.device == torch.device(device) else type(self)(self.values.to(device))
+        if self.device == torch.device(device):
+            return self
+        return type(self)(self.values.to(device), self.exact)
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
         if len({part.format for part in parts}) != 1:
             raise ValueError("parts of one weight must have one format")
-        return cls(torch.cat([part.values for part in parts]))
+        return cls(torch.cat([part.values for part in parts]), any(part.exact for part in parts))
 
 
 class NarrowLinear(nn.Linear):
@@ -69,13 +78,18 @@ class NarrowLinear(nn.Linear):
     Args:
         weight: [out, in].
         bias: [out] in the type of the activations, or None.
+        exact: keep activations as wide as they are. Otherwise a kernel may round them to the
+            weight's type, as kernels round them for packed weights.
 
     Attributes:
         operand: the weight in the form that the kernel in use multiplies with.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, exact: bool = False
+    ) -> None:
         nn.Module.__init__(self)
+        self.exact = exact
         self.out_features, self.in_features = weight.shape
         self.weight = weight
         self.register_parameter("bias", bias)
@@ -84,7 +98,7 @@ class NarrowLinear(nn.Linear):
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for this type for good."""
-        plain = PlainWeight(self.weight.detach())
+        plain = PlainWeight(self.weight.detach(), self.exact)
         self._multiply = dispatch.bind("packed_linear", device, dtype=dtype, format=plain.format)
         self.operand = dispatch.prepare(self._multiply, plain)
 
@@ -101,13 +115,17 @@ class NarrowExpertLinear(ExpertLinear):
     Args:
         weight: [experts, out, in].
         bias: [experts, out] in the type of the activations, or None.
+        exact: as for `NarrowLinear`.
 
     Attributes:
         operands: each expert's weight in the form that the kernel in use multiplies with.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(
+        self, weight: nn.Parameter, bias: nn.Parameter | None, exact: bool = False
+    ) -> None:
         nn.Module.__init__(self)
+        self.exact = exact
         self.num_experts, self.out_features, self.in_features = weight.shape
         self.weight = weight
         self.register_parameter("bias", bias)
@@ -116,7 +134,7 @@ class NarrowExpertLinear(ExpertLinear):
 
     def bind_kernels(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for this type for good."""
-        parts = [PlainWeight(expert) for expert in self.weight.detach()]
+        parts = [PlainWeight(expert, self.exact) for expert in self.weight.detach()]
         kind = parts[0].format
         self._multiply = dispatch.bind("packed_linear", device, dtype=dtype, format=kind)
         self.operands = [dispatch.prepare(self._multiply, part) for part in parts]

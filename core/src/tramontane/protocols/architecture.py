@@ -108,7 +108,8 @@ class Architecture(Protocol):
 
     It is built on the meta device and named as in the checkpoint; it knows nothing of
     quantization, adapters, devices or ranks. A module of it may name, in a class attribute
-    ``FLOAT32``, parameters of its own that must not be rounded to the model's dtype.
+    ``FLOAT32``, parameters of its own that must not be rounded to the model's dtype, and in
+    ``EXACT``, linears of its own whose activations must not be, as rounding would change decisions.
 
     Class attributes:
         Config: the `ModelConfig` class.

@@ -42,6 +42,8 @@ class PackedWeight(ABC):
           in equally distant rows, ``"scattered"`` for neither.
         * ``columns``: of the weight.
 
+        Plain floats of few bits may give ``exact``: their activations must not be rounded.
+
         One whose groups are of columns may have a method ``affine()``, which gives it as a
         `tramontane.nn.GroupAffineWeight`.
         """

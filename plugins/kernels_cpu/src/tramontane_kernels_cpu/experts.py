@@ -130,7 +130,7 @@ def bind_router(module: MoE, kept: list[Any]) -> RouterRecord | None:
         return None
     if is_plain(gate, PackedLinear) or is_plain(gate, NarrowLinear):
         operand: Any = gate.operand
-        if not isinstance(operand, NativeWeight) or operand.dense is None:
+        if not isinstance(operand, NativeWeight) or operand.dense is None or operand.super_columns:
             return None
         kept.append(operand)
         record = LinearRecord.from_buffer_copy(LinearRecord.from_address(operand.address))

@@ -57,10 +57,13 @@ for that purpose, is faster."""
 
 
 def rounds_to_brain(dtype: torch.dtype) -> bool:
-    """Whether the kernels in use round activations to BF16 for weights of this type."""
+    """Whether the kernels in use round activations to BF16 for weights of this type, unless their
+    fact ``exact`` says not to."""
     used = native()
     return dtype == torch.bfloat16 and used is not None and used.isa == "avx512bf16"
 
+
+_ROUNDED, _TO_BRAIN = 63, -256
 
 _FLOATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -89,8 +92,8 @@ class NativeWeight:
         shape: (out, in).
         data: panels, no larger than the original but for rounding up of rows; plain floats as they
             are.
-        super_columns: columns that activations are rounded under one scale with: 32 or 256, or 0
-            where they are not rounded.
+        super_columns: columns that activations are rounded under one scale with: 32 or 256; 0
+            where they are not rounded, and less where they are, to BF16.
         dense: [out, in] where the weight is plain floats, else None.
         many_rows: rows of activations from which torch's product with the weight as floats is
             faster; None where it never is.
@@ -125,8 +128,11 @@ class NativeWeight:
             self.data = _affine_panels(library.calls, found, self._record)
         elif weight.format in PLAIN:
             self._record.type, dtype = PLAIN[weight.format]
-            # Torch does not round; a token's result would depend on how many come together.
-            self.many_rows = sys.maxsize if rounds_to_brain(dtype) else MANY_ROWS
+            self.many_rows = MANY_ROWS
+            if rounds_to_brain(dtype) and not weight.facts.get("exact"):
+                self._record.type, self.super_columns = _ROUNDED, _TO_BRAIN
+                # Torch does not round; a token's result would depend on how many come together.
+                self.many_rows = sys.maxsize
             self.data = found.blocks.contiguous()
             self.dense = self.data.view(dtype).view(rows, cols)
         elif weight.format in WIDENED:
