@@ -59,6 +59,7 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
         for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(c[p].p + Fmt::block(L), start);
       }
+      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(c[p]);
       V::template group<Fmt, 0, 8, Side>(c, x, nullptr, 0, sum);
       for (int t = 0; t < T; t++) {
         const typename V::F xd = V::fset(d[t]);

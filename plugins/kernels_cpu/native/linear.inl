@@ -94,6 +94,16 @@ struct Taken {
   static constexpr int panels = room < kStreams ? room : kStreams;
 };
 
+// Asks for the next 4 KB's worth of a block where arithmetic takes longer than reading, which
+// processors then leave off; elsewhere that would halve the speed of reading. Inlined by force: to the
+// compiler a function that does nothing else has no effect.
+template <class V, class Fmt, int Side>
+inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
+  if constexpr (!Fmt::opened && Side >= V::template slow_from<Fmt>)
+    for (size_t line = 0; line < Block<V, Fmt>::bytes; line += 64)
+      __builtin_prefetch(w.p + 4096 + line);
+}
+
 // Float operations come in the same order for a token whatever T is, so that its results do not
 // depend on its neighbours. `which` is the first of T tokens in a tile of Side.
 template <class V, class Fmt, int Side, int T, int P>
@@ -120,6 +130,9 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
     x += 32 * Side;
     for (int p = 0; p < P; p++) w[p].p += Columns::bytes;
   };
+  const auto ahead = [&]() __attribute__((always_inline)) {
+    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(w[p]);
+  };
   if constexpr (Fmt::super == 32) {
     const int16_t* s = a.sum32 + first * (K / 32) + which;
     for (int64_t b = 0; b < K / 32; b++, d += Side, s += Side) {
@@ -129,6 +142,7 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
         const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
         for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(h[p] + header - 4 * L, start);
       }
+      ahead();
       V::template group<Fmt, 0, 8, Side>(w, x, nullptr, 0, sum);
       typename V::F scale[P];
       for (int p = 0; p < P; p++) scale[p] = Fmt::f32 ? V::load_float(h[p]) : V::load_half(h[p]);
@@ -158,12 +172,14 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       for (int j = 0; j < Fmt::pairs; j++) {
         typename V::Pair pair[P];
         for (int p = 0; p < P; p++) pair[p] = V::load_pairs(h[p] + pairs_at + j * pair_bytes);
+        ahead();
         if constexpr (Fmt::group == 16) {
           V::template group<Fmt, 0, 4, Side>(w, x, pair, 0, sum);
           V::template group<Fmt, 4, 4, Side>(w, x, pair, 1, sum);
         } else {
           V::template group<Fmt, 0, 8, Side>(w, x, pair, 0, sum);
           next_block();
+          ahead();
           V::template group<Fmt, 0, 8, Side>(w, x, pair, 1, sum);
         }
         next_block();

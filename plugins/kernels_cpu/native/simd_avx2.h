@@ -12,6 +12,7 @@ struct Avx2 {
   static constexpr int L = 8, tile = 8;
   static constexpr bool takes_signed = true, opens = true;
   template <class Fmt> static constexpr int sums = 8;
+  template <class Fmt> static constexpr int slow_from = 4;
   using B = __m256i;
   using I = __m256i;
   using F = __m256;

@@ -14,6 +14,8 @@ struct Avx512 {
   // Sums at once, in half of the registers. Opened panels lie near and need no streams: where sums
   // are multiplied with sub-scales, those wide ones and the floats then have registers as well.
   template <class Fmt> static constexpr int sums = Fmt::opened && Fmt::pairs ? 8 : 16;
+  // Tokens from which arithmetic takes longer than reading.
+  template <class Fmt> static constexpr int slow_from = Fmt::planes < 8 ? 8 : 16;
   using B = __m512i;
   using I = __m512i;
   using F = __m512;

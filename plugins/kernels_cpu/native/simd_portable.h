@@ -29,6 +29,7 @@ struct Portable {
   static constexpr int L = Lanes, tile = 4;
   static constexpr bool takes_signed = false, opens = false;
   template <class Fmt> static constexpr int sums = 8;
+  template <class Fmt> static constexpr int slow_from = 4;
   struct B { uint8_t v[4 * L]; };
   struct I { int32_t v[L]; };
   struct F { float v[L]; };
