@@ -52,8 +52,11 @@ inline void dots(const typename Stored<KV>::T* w, int64_t apart, int64_t cols, c
     i += N;
   };
   constexpr int line = 64 / sizeof(typename S::T);
-  while (i + line <= cols)
+  while (i + line <= cols) {
+    if (N == 8 && T > 1)  // see `fetch_ahead`
+      for (int r = 0; r < R; r++) __builtin_prefetch(w + r * apart + i + 4096 / sizeof(typename S::T));
     for (int n = 0; n < line / N; n++) step();
+  }
   while (i + N <= cols) step();
   for (int r = 0; r < R; r++)
     for (int t = 0; t < T; t++) {
