@@ -27,6 +27,11 @@ inline void add_products(vf& sum, const Brains& a, const Brains& b) {
     sum[i] += Stored<1>::one(a.v[2 * i]) * Stored<1>::one(b.v[2 * i]);
   }
 }
+inline v4 totals(const vf (&v)[4]) {
+  v4 sums;
+  for (int n = 0; n < 4; n++) sums[n] = total(v[n]);
+  return sums;
+}
 #else
 using Brains = __m512bh;
 TMK_BRAIN inline Brains load_brains(const uint16_t* p) { return (Brains)_mm512_loadu_si512(p); }
@@ -37,21 +42,17 @@ TMK_BRAIN inline void round_32(const float* x, uint16_t* out) {
 TMK_BRAIN inline void add_products(vf& sum, Brains a, Brains b) {
   sum = (vf)_mm512_dpbf16_ps((__m512)sum, a, b);
 }
-#endif
-
 // The sums of four vectors' lanes.
 inline v4 totals(const vf (&v)[4]) {
-  typedef int32_t order __attribute__((vector_size(64)));
-  constexpr order low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29};
-  constexpr order high = {2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31};
-  const auto half = [&](const vf& a, const vf& b) {  // of two vectors each, side by side
-    return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+  const auto halves = [](const vf& a, const vf& b) {  // of lanes two apart, a's beside b's
+    return _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b),
+                                          _mm512_unpackhi_ps((__m512)a, (__m512)b)));
   };
-  constexpr order first = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-  constexpr order second = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
-  const vf a = half(v[0], v[1]), b = half(v[2], v[3]);
-  return fold(__builtin_shuffle(a, b, first) + __builtin_shuffle(a, b, second));
+  const __m512d a = halves(v[0], v[1]), b = halves(v[2], v[3]);
+  return fold((vf)_mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                                _mm512_castpd_ps(_mm512_unpackhi_pd(a, b))));
 }
+#endif
 
 // Four rows, or R of them, `apart` numbers from each other, times T tokens; see `dots`.
 template <int R, int T>

@@ -95,7 +95,7 @@ struct Taken {
 };
 
 // Asks for the next 4 KB's worth of a block where arithmetic takes longer than reading, which
-// processors then leave off; elsewhere that would halve the speed of reading. Inlined by force: to the
+// processors then leave off; elsewhere that would slow reading by a third. Inlined by force: to the
 // compiler a function that does nothing else has no effect.
 template <class V, class Fmt, int Side>
 inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
