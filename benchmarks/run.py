@@ -249,7 +249,9 @@ def options() -> argparse.Namespace:
     args.out.mkdir(exist_ok=True)
     args.long_rounds = args.long_rounds or args.rounds
     plan = Plan(args.prefill, args.depth, args.sequences, args.cached)
-    args.plans = BARS if args.bars else dict.fromkeys(args.formats, plan)
+    if args.bars and not BARS.keys() >= set(args.formats):
+        parser.error(f"bars are set for {', '.join(BARS)}")
+    args.plans = {name: BARS[name] if args.bars else plan for name in args.formats}
     args.interpreters = {
         peer.option: getattr(args, f"{peer.option}_python".replace("-", "_"))
         or peer.interpreter(args.out)
