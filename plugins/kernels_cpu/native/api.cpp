@@ -39,7 +39,7 @@ const Isa& isa() { return *chosen; }
 
 using namespace tmk;
 
-EXPORT int64_t tmk_version() { return 10; }
+EXPORT int64_t tmk_version() { return 11; }
 
 // Chooses an instruction set by name, or the best one for "auto". Weights that were packed
 // before must not be used afterwards. Gives the name in use, or null when this processor lacks it.

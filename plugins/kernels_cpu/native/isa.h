@@ -18,7 +18,7 @@ struct Activations {
   int16_t* sum16;   // sums of q: [cols / 32, n, 2]
   int16_t* sum32;   // [cols / 32, n], or [cols / 64, n, 2] with scales every 256 columns
   float* d;         // scales: [cols / super, n]
-  uint16_t* brains; // in place of all these [T, cols], rounded to BF16
+  uint16_t* brains;  // in place of all these [T, cols], rounded to BF16
 };
 
 // In place of columns under one scale: activations are rounded to BF16, so many columns at once.

@@ -94,7 +94,7 @@ struct Taken {
   static constexpr int panels = room < kStreams ? room : kStreams;
 };
 
-// Asks for the next 4 KB's worth of a block where arithmetic takes longer than reading, which
+// Asks for as much as a block has, 4 KB ahead of it, where arithmetic takes longer than reading, which
 // processors then leave off; elsewhere that would slow reading by a third. Inlined by force: to the
 // compiler a function that does nothing else has no effect.
 template <class V, class Fmt, int Side>

@@ -23,7 +23,7 @@ LIBRARY = "TRAMONTANE_CPU_LIBRARY"
 
 ISAS = ("auto", "portable", "avx2", "avx512", "avx512bf16")
 _TESTED = ("portable16",)  # the AVX-512 layout in portable code, for tests
-_VERSION = 10
+_VERSION = 11
 
 _int, _long, _double, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
