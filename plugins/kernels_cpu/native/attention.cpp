@@ -25,7 +25,7 @@ AttentionWork measure(const Attention& at, const Sequences& seqs, int64_t T, int
     work.splits *= 2;
   work.part = aligned(sizeof(float) * (G * (at.v_head_dim + 2)));
   work.scratch_bytes = aligned(
-      sizeof(float) * attention_scratch(most * G, at.head_dim, at.v_head_dim, at.block_size));
+      sizeof(float) * attention_scratch(most * G, at.head_dim, at.v_head_dim));
   bytes = work.part * T * at.num_kv_heads * work.splits + work.scratch_bytes * threads +
           aligned(sizeof(TokenRun) * work.num_runs);
   return work;
@@ -89,26 +89,10 @@ void attend_all(Team& team, const Isa& isa, const Attention& at, const Sequences
   team.meet();
 #pragma omp for schedule(static) nowait
   for (int64_t n = 0; n < T * H; n++) {
-    const int64_t t = n / H, h = n % H, g = h % G;
+    const int64_t t = n / H, h = n % H;
     const float* first = (const float*)(work.results + work.part * ((h / G * T + t) * splits));
-    const size_t next = work.part / sizeof(float);
-    float largest = at.sinks ? at.sinks[h] : -INFINITY;
-    for (int64_t p = 0; p < splits; p++) {
-      const float m = first[p * next + G * VD + g];
-      largest = m > largest ? m : largest;
-    }
-    const float base = largest == -INFINITY ? 0.0f : largest;
-    float sum = at.sinks ? std::exp(at.sinks[h] - base) : 0.0f;
-    float* o = out + n * VD;
-    std::memset(o, 0, sizeof(float) * VD);
-    for (int64_t p = 0; p < splits; p++) {
-      const float* one = first + p * next;
-      const float factor = std::exp(one[G * VD + g] - base);
-      sum += factor * one[G * VD + G + g];
-      for (int64_t d = 0; d < VD; d++) o[d] += factor * one[g * VD + d];
-    }
-    const float inverse = 1.0f / sum;
-    for (int64_t d = 0; d < VD; d++) o[d] *= inverse;
+    isa.merge(first, work.part / sizeof(float), splits, int(G), int(h % G), int(VD),
+              at.sinks ? at.sinks + h : nullptr, out + n * VD);
   }
   team.meet();
 }

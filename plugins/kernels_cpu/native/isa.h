@@ -137,6 +137,8 @@ struct Isa {
   struct Candidate* (*heavier)(const float* weights, float limit, int64_t n, struct Candidate* out);
   // scores and values of one key/value head over a run of cached tokens; see attend.inl
   void (*attend)(const struct AttentionSpan&);
+  void (*merge)(const float* first, int64_t next, int64_t pieces, int group, int g, int dim,
+                const float* sink, float* out);
 };
 
 // Rows of queries from which keys and values are converted once for all; see attend.inl.
@@ -171,15 +173,14 @@ struct AttentionSpan {
 
 // Most tokens of one AttentionSpan: as many as keep queries and results in the second-level cache.
 inline int64_t tile_tokens(int64_t group, int64_t head_dim, int64_t v_head_dim) {
-  const int64_t tokens = 16384 / (head_dim + v_head_dim) / group;
+  const int64_t tokens = 32768 / (head_dim + v_head_dim) / group;
   return tokens < 1 ? 1 : tokens;
 }
 
-inline int64_t attention_scratch(int64_t rows, int64_t head_dim, int64_t v_head_dim,
-                                 int64_t block_size) {
-  const int64_t keys = 64, width = v_head_dim + 31, padded = rows + 5;
+inline int64_t attention_scratch(int64_t rows, int64_t head_dim, int64_t v_head_dim) {
+  const int64_t keys = 128, width = v_head_dim + 31, padded = rows + 7;
   const int64_t tile = padded * (head_dim + width + keys + 2) + keys * (head_dim + width);
-  const int64_t few = 4 * block_size + 16;
+  const int64_t few = 2 * (4 * 64 + 8 * 32);
   return tile > few ? tile : few;
 }
 

