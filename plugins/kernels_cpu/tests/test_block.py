@@ -138,7 +138,7 @@ def both_ways(module: Any, *arguments: Any, turned: float = 0.0, **options: Any)
     """One native call gives what the parts give one by one.
 
     `turned` is the share of tokens in which an activation may lie so near between two codes that
-    parts round it to the other one, which moves the token by a step of an activation times a weight.
+    parts round it to the other one, which moves a token by a step of activations times a weight.
     """
     assert module._whole is not None
     whole = run(module, *arguments, **options)
