@@ -20,7 +20,7 @@ inline typename V::F load_floats(const uint8_t* p, int floats) {
 template <class Fmt>
 inline size_t scales_bytes(const Linear& w, int lanes) {
   const size_t bytes = affine_header(w, lanes);
-  return Fmt::opened ? to_lines(bytes) : bytes;
+  return Fmt::split ? to_lines(bytes) : bytes;
 }
 
 // What lies behind each block of opened panels: the start of its sums.
@@ -48,6 +48,7 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
   for (int64_t g = 0; g < groups; g++) {
     typename V::F scale[P];
     for (int p = 0; p < P; p++) {
+      fetch_ahead<V, Fmt, Side>(c[p], header);
       h[p] = c[p].p;
       c[p].p += header;
       scale[p] = load_floats<V>(h[p], w.floats);
@@ -56,11 +57,12 @@ void some_affine_panels(const uint8_t* const* panels, const Linear& w, const Act
     for (int64_t b = 0; b < blocks; b++, x += 32 * Side, d += Side, s += Side) {
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
-        const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
+        typename V::I start = V::zero();
+        if constexpr (zero) start = V::template minus<zero>(s + t);
         for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(c[p].p + Fmt::block(L), start);
       }
-      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(c[p]);
-      V::template group<Fmt, 0, 8, Side>(c, x, nullptr, 0, sum);
+      for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(c[p], Columns::bytes);
+      V::template group<Fmt, 0, 8, Side>(c, x, nullptr, 0, nullptr, sum);
       for (int t = 0; t < T; t++) {
         const typename V::F xd = V::fset(d[t]);
         for (int p = 0; p < P; p++)

@@ -126,27 +126,35 @@ void attend_tile(const AttentionSpan& s) {
   std::memset(t.out, 0, sizeof(float) * t.rows * t.width);
   for (int64_t first = s.begin; first < s.end; first += kKeys) {
     const int count = s.end - first < kKeys ? int(s.end - first) : kKeys;
-    // Token n sees positions below seen + n. Earlier ones see nothing of this run, and those whose
-    // window has moved on nothing any more.
-    const int low = within(first + 1 - s.seen, s.tokens) * G / kQueryRows * kQueryRows;
+    // Token n sees positions below seen + n: rows before these see nothing of column c and what follows.
+    const auto rows_for = [&](int c) {
+      return within(first + c + 1 - s.seen, s.tokens) * G / kQueryRows * kQueryRows;
+    };
+    // What is seen by any of the rows that are multiplied together with row r.
+    const auto columns_for = [&](int r) {
+      r = r / kQueryRows * kQueryRows + kQueryRows;
+      return within(s.seen + ((r < rows ? r : rows) - 1) / G - first, count);
+    };
+    // Rows whose window has moved on see nothing any more.
+    const int low = rows_for(0);
     int high = s.window ? within(first + count + s.window - s.seen, s.tokens) * G : rows;
     high = (high + kQueryRows - 1) / kQueryRows * kQueryRows;
     if (low >= high) continue;
     convert<KV>(s, t, first, count);
     for (int c = 0; c < count; c += kColumns)
-      for (int r = low; r < high; r += kQueryRows)
+      for (int r = rows_for(c); r < high; r += kQueryRows)
         product<false>(t.q + r * D, D, t.keys + c * D, t.scores + r * kKeys + c, kKeys, D);
     for (int r = low; r < high; r++) {
       const int64_t seen = s.seen + r / G;
       const int to = within(seen - first, count);
       const int from = s.window ? within(seen - s.window - first, count) : 0;
-      soften(s, t.scores + r * kKeys, from, to, count, t.maxima[r], t.sums[r],
+      soften(s, t.scores + r * kKeys, from, to, columns_for(r), t.maxima[r], t.sums[r],
              t.out + r * t.width, t.width);
     }
     for (int c = 0; c < t.width; c += kColumns)
       for (int r = low; r < high; r += kQueryRows)
         product<true>(t.scores + r * kKeys, kKeys, t.values + c * kKeys, t.out + r * t.width + c,
-                      t.width, count);
+                      t.width, columns_for(r));
   }
   for (int r = 0; r < rows; r++) {
     const Rows done = rows_of(s, r / G);

@@ -58,43 +58,47 @@ inline v4 totals(const vf (&v)[4]) {
 template <int R, int T>
 TMK_BRAIN inline void brain_dots(const uint16_t* w, int64_t apart, int64_t cols, const uint16_t* x,
                                  float* out, int64_t stride) {
+  const int64_t x_stride = brain_stride(cols);
   vf acc[T][4] = {};
   int64_t i = 0;
   for (; i + 32 <= cols; i += 32) {
     Brains rows[R];
     for (int r = 0; r < R; r++) rows[r] = load_brains(w + r * apart + i);
     for (int t = 0; t < T; t++) {
-      const Brains v = load_brains(x + t * cols + i);
+      const Brains v = load_brains(x + t * x_stride + i);
       for (int r = 0; r < R; r++) add_products(acc[t][r], rows[r], v);
     }
   }
+#pragma GCC unroll 4
   for (int t = 0; t < T; t++) {
     const v4 sums = totals(acc[t]);
     for (int r = 0; r < R; r++) {
       float sum = sums[r];
       for (int64_t j = i; j < cols; j++)
-        sum += Stored<1>::one(w[r * apart + j]) * Stored<1>::one(x[t * cols + j]);
+        sum += Stored<1>::one(w[r * apart + j]) * Stored<1>::one(x[t * x_stride + j]);
       out[t * stride + r] = sum;
     }
   }
 }
 
-template <int T>
-TMK_BRAIN inline void brain_rows(const uint16_t* w, int rows, int64_t apart, int64_t cols,
-                                 const uint16_t* x, float* out, int64_t stride) {
-  int r = 0;
-  for (; r + 4 <= rows; r += 4) brain_dots<4, T>(w + r * apart, apart, cols, x, out + r, stride);
-  for (; r < rows; r++) brain_dots<1, T>(w + r * apart, apart, cols, x, out + r, stride);
+template <int R>
+TMK_BRAIN inline void brain_tokens(const uint16_t* w, int64_t apart, int64_t cols, const uint16_t* x, int T,
+                                   float* out, int64_t stride) {
+  const int64_t x_stride = brain_stride(cols);
+  int t = 0;
+  for (; t + 4 <= T; t += 4)
+    brain_dots<R, 4>(w, apart, cols, x + t * x_stride, out + t * stride, stride);
+  for (; t < T; t++) brain_dots<R, 1>(w, apart, cols, x + t * x_stride, out + t * stride, stride);
 }
 
 TMK_BRAIN void rounded_rows(const Linear& weight, int64_t row, int rows, int64_t apart,
                             const uint16_t* x, int T, float* out, int64_t stride) {
   const int64_t K = weight.cols;
   const auto* w = (const uint16_t*)weight.data + row * K;
-  int t = 0;
-  for (; t + 4 <= T; t += 4)
-    brain_rows<4>(w, rows, apart * K, K, x + t * K, out + t * stride, stride);
-  for (; t < T; t++) brain_rows<1>(w, rows, apart * K, K, x + t * K, out + t * stride, stride);
+  int r = 0;
+  for (; r + 4 <= rows; r += 4)
+    brain_tokens<4>(w + r * apart * K, apart * K, K, x, T, out + r, stride);
+  for (; r < rows; r++) brain_tokens<1>(w + r * apart * K, apart * K, K, x, T, out + r, stride);
 }
 
 // `quantize` of such a processor.
@@ -102,7 +106,7 @@ TMK_BRAIN void quantize_or_round(const float* x, const Activations& a, Tile tile
                                  int super, int64_t first, int64_t last) {
   if (super != kToBrain) return quantize_token(x, a, tile, token, super, first, last);
   const int64_t end = last * -kToBrain < a.cols ? last * -kToBrain : a.cols;
-  uint16_t* out = a.brains + token * a.cols;
+  uint16_t* out = a.brains + token * brain_stride(a.cols);
   int64_t i = first * -kToBrain;
   for (; i + 32 <= end; i += 32) round_32(x + i, out + i);
   for (; i < end; i++) out[i] = to_bfloat(x[i]);

@@ -138,41 +138,43 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
   }
 
   const int64_t each = work.active ? work.pairs / work.active : 0;
-  const int64_t step = strips_at_once(isa, *e.gate, each), strips = strips_of(isa, *e.gate);
+  const Strips each_gate(isa, *e.gate, each);
+  const int64_t step = each_gate.at_once, strips = each_gate.count;
   const int64_t pieces = (strips + step - 1) / step;
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t n = 0; n < work.active * pieces; n++) {
     const int64_t which = n / pieces, first = n % pieces * step;
     const int64_t last = first + step < strips ? first + step : strips;
-    const Linear &gate = e.gate[work.experts[which]], &up = e.up[work.experts[which]];
+    const Strips gate(isa, e.gate[work.experts[which]], each), up(isa, e.up[work.experts[which]], each);
     // The rows of activations that this expert multiplies, and where their results lie.
     const int64_t shift = T == 1 ? work.starts[which] : 0;
     const int64_t begin = work.starts[which] - shift, end = work.starts[which + 1] - shift;
+    float* middle = work.middle + shift * inner;
     // One matrix after the other, so that each is read as long streams.
-    products(isa, gate, entering, first, last, begin, end, [&](const Strip& s, int64_t t, float* one) {
-      s.put(work.middle + (t + shift) * inner, one);
-    });
-    products(isa, up, entering, first, last, begin, end, [&](const Strip& s, int64_t t, float* raised) {
-      float one[kMostRows], *middle = work.middle + (t + shift) * inner;
-      s.get(middle, one);
-      if (e.limit > 0)
-        isa.bounded_gate(float(e.limit), float(e.alpha), one, raised, s.rows);
-      else
-        isa.gate(int(e.act), one, raised, s.rows);
-      s.put(middle, one);
-    });
+    products(gate, entering, first, last, begin, end, middle, inner,
+             [&](const Strip& s, int64_t t, float* one) { s.put(middle + t * inner, one); });
+    products(up, entering, first, last, begin, end, middle, inner,
+             [&](const Strip& s, int64_t t, float* raised) {
+               float one[kMostRows];
+               s.get(middle + t * inner, one);
+               if (e.limit > 0)
+                 isa.bounded_gate(float(e.limit), float(e.alpha), one, raised, s.rows);
+               else
+                 isa.gate(int(e.act), one, raised, s.rows);
+               s.put(middle + t * inner, one);
+             });
   }
   team.meet();
   if (super_between)
     enter(team, isa, work, between, super_between, [&](int64_t p) { return work.middle + p * inner; });
 
   // A thread adds up all experts' shares of its rows, in the experts' order whoever else is there.
-  const int64_t below = strips_of(isa, *e.down), at_once = strips_at_once(isa, *e.down, each);
+  const Strips below(isa, *e.down, each);
 #pragma omp for schedule(dynamic, 1) nowait
-  for (int64_t first = 0; first < below; first += at_once) {
-    const int64_t last = first + at_once < below ? first + at_once : below;
+  for (int64_t first = 0; first < below.count; first += below.at_once) {
+    const int64_t last = first + below.at_once < below.count ? first + below.at_once : below.count;
     for (int64_t i = first; add != out && i < last; i++) {
-      const Strip s = strip(isa, *e.down, i);
+      const Strip s = below[i];
       for (int64_t t = 0; t < T; t++) {
         float begin[kMostRows] = {};
         if (add) s.add(add + t * hidden, begin);
@@ -180,8 +182,8 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
       }
     }
     for (int64_t which = 0; which < work.active; which++) {
-      const Linear& down = e.down[work.experts[which]];
-      products(isa, down, between, first, last, work.starts[which], work.starts[which + 1],
+      const Strips down(isa, e.down[work.experts[which]], each);
+      products(down, between, first, last, work.starts[which], work.starts[which + 1], out, 0,
                [&](const Strip& s, int64_t p, float* one) {
                  const int64_t pair = work.order[p];
                  s.add_to(out + pair / routing.top_k * hidden, routing.weights[pair], one);

@@ -37,7 +37,7 @@ struct Format {
   static constexpr int max = Max, book = Book;
   static constexpr bool min = Min, f32 = F32;
   static constexpr bool is_signed = Max > 63;
-  static constexpr bool opened = false, split = false;  // see opened.inl
+  static constexpr bool near = false, split = false;  // see opened.inl
   static constexpr int planes = Base + High;  // of a block of 32 columns
   static constexpr int pairs = Group ? Super / Group / 2 : 0;
   static constexpr size_t scale_bytes = F32 ? 4 : 2;

@@ -18,8 +18,11 @@ struct Activations {
   int16_t* sum16;   // sums of q: [cols / 32, n, 2]
   int16_t* sum32;   // [cols / 32, n], or [cols / 64, n, 2] with scales every 256 columns
   float* d;         // scales: [cols / super, n]
-  uint16_t* brains;  // in place of all these [T, cols], rounded to BF16
+  uint16_t* brains;  // in place of all these [T, brain_stride], rounded to BF16
 };
+
+// Not a power of two, at which tokens would all want the same places of a cache.
+inline int64_t brain_stride(int64_t cols) { return (cols + 31) / 32 * 32 + 32; }
 
 // In place of columns under one scale: activations are rounded to BF16, so many columns at once.
 constexpr int kToBrain = -256;
@@ -88,10 +91,11 @@ using TileFn = void (*)(const uint8_t* const* panels, int count, const Linear& w
 // What one type's panels are multiplied with.
 struct Tiles {
   TileFn stored[kTiles];  // by the logarithm of the tile's tokens
-  // Panels opened for many tokens, see opened.inl; null where an instruction set has none.
+  // Many tokens, see opened.inl; null where an instruction set does not tell them from few, and
+  // opening where a type is taken as it is stored.
   size_t (*opened_bytes)(const Linear& w);
   void (*open)(const Linear& w, const uint8_t* panel, uint8_t* opened);
-  TileFn opened;  // for full tiles
+  TileFn near;  // full tiles, panels in a core's own cache
 };
 
 // Rows first … first + rows - 1 of streams of codes, scales and minima into one panel.

@@ -17,10 +17,12 @@ template <class V, class Fmt>
 Tiles tiles_of() {
   Tiles t{{tile<V, Fmt, 1>, tile<V, Fmt, 2>, tile<V, Fmt, 4>}};
   if constexpr (V::tile == 8) t.stored[3] = tile<V, Fmt, 8>;
-  if constexpr (V::opens) {
+  if constexpr (V::template opens<Fmt>) {
     t.opened_bytes = opened_bytes<V, Fmt>;
     t.open = open_panel<V, Fmt>;
-    t.opened = tile<V, InBytes<V, Fmt>, V::tile>;
+    t.near = tile<V, InBytes<V, Fmt>, V::tile>;
+  } else if constexpr (V::tile == 8) {
+    t.near = tile<V, Near<Fmt>, V::tile>;
   }
   return t;
 }
@@ -29,10 +31,12 @@ template <class V, class Fmt>
 Tiles affine_tiles_of() {
   Tiles t{{affine_tile<V, Fmt, 1>, affine_tile<V, Fmt, 2>, affine_tile<V, Fmt, 4>}};
   if constexpr (V::tile == 8) t.stored[3] = affine_tile<V, Fmt, 8>;
-  if constexpr (V::opens) {
+  if constexpr (V::template opens<Fmt>) {
     t.opened_bytes = opened_affine_bytes<V, Fmt>;
     t.open = open_affine_panel<V, Fmt>;
-    t.opened = affine_tile<V, InBytes<V, Fmt>, V::tile>;
+    t.near = affine_tile<V, InBytes<V, Fmt>, V::tile>;
+  } else if constexpr (V::tile == 8) {
+    t.near = affine_tile<V, Near<Fmt>, V::tile>;
   }
   return t;
 }

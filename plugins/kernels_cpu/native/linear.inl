@@ -94,14 +94,13 @@ struct Taken {
   static constexpr int panels = room < kStreams ? room : kStreams;
 };
 
-// Asks for as much as a block has, 4 KB ahead of it, where arithmetic takes longer than reading, which
+// Asks for what lies 4 KB behind the next `bytes`, where arithmetic takes longer than reading, which
 // processors then leave off; elsewhere that would slow reading by a third. Inlined by force: to the
 // compiler a function that does nothing else has no effect.
 template <class V, class Fmt, int Side>
-inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w) {
-  if constexpr (!Fmt::opened && Side >= V::template slow_from<Fmt>)
-    for (size_t line = 0; line < Block<V, Fmt>::bytes; line += 64)
-      __builtin_prefetch(w.p + 4096 + line);
+inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w, size_t bytes) {
+  if constexpr (!Fmt::near && Side >= V::template slow_from<Fmt>)
+    for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(w.p + 4096 + line);
 }
 
 // Float operations come in the same order for a token whatever T is, so that its results do not
@@ -122,7 +121,10 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
     for (int t = 0; t < T; t++) acc[p][t] = V::fzero();
   }
   const auto next_header = [&]() __attribute__((always_inline)) {
-    for (int p = 0; p < P; p++) h[p] = w[p].p, w[p].p += header;
+    for (int p = 0; p < P; p++) {
+      fetch_ahead<V, Fmt, Side>(w[p], header);
+      h[p] = w[p].p, w[p].p += header;
+    }
   };
   const int8_t* x = a.q + first * K + 4 * which;
   const float* d = a.d + first * (K / Fmt::super) + which;
@@ -131,7 +133,7 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
     for (int p = 0; p < P; p++) w[p].p += Columns::bytes;
   };
   const auto ahead = [&]() __attribute__((always_inline)) {
-    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(w[p]);
+    for (int p = 0; p < P; p++) fetch_ahead<V, Fmt, Side>(w[p], Columns::bytes);
   };
   if constexpr (Fmt::super == 32) {
     const int16_t* s = a.sum32 + first * (K / 32) + which;
@@ -139,11 +141,12 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       next_header();
       typename V::I sum[P][T];
       for (int t = 0; t < T; t++) {
-        const typename V::I start = zero ? V::times(s + t, -zero) : V::zero();
+        typename V::I start = V::zero();
+        if constexpr (zero) start = V::template minus<zero>(s + t);
         for (int p = 0; p < P; p++) sum[p][t] = start_of<V, Fmt>(h[p] + header - 4 * L, start);
       }
       ahead();
-      V::template group<Fmt, 0, 8, Side>(w, x, nullptr, 0, sum);
+      V::template group<Fmt, 0, 8, Side>(w, x, nullptr, 0, nullptr, sum);
       typename V::F scale[P];
       for (int p = 0; p < P; p++) scale[p] = Fmt::f32 ? V::load_float(h[p]) : V::load_half(h[p]);
       for (int t = 0; t < T; t++) {
@@ -172,24 +175,26 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       for (int j = 0; j < Fmt::pairs; j++) {
         typename V::Pair pair[P];
         for (int p = 0; p < P; p++) pair[p] = V::load_pairs(h[p] + pairs_at + j * pair_bytes);
+        const int16_t* both = s + 2 * j * Side;
         ahead();
         if constexpr (Fmt::group == 16) {
-          V::template group<Fmt, 0, 4, Side>(w, x, pair, 0, sum);
-          V::template group<Fmt, 4, 4, Side>(w, x, pair, 1, sum);
+          V::template group<Fmt, 0, 4, Side>(w, x, pair, 0, both, sum);
+          V::template group<Fmt, 4, 4, Side>(w, x, pair, 1, both, sum);
         } else {
-          V::template group<Fmt, 0, 8, Side>(w, x, pair, 0, sum);
+          V::template group<Fmt, 0, 8, Side>(w, x, pair, 0, both, sum);
           next_block();
           ahead();
-          V::template group<Fmt, 0, 8, Side>(w, x, pair, 1, sum);
+          V::template group<Fmt, 0, 8, Side>(w, x, pair, 1, both, sum);
         }
         next_block();
       }
-      // Σ min·x, or zero · Σ scale·x: both are pairs times sums of the activations.
+      // Σ min·x, or zero · Σ scale·x if not done before: both are pairs times sums of the activations.
+      constexpr bool lower = zero && !V::template zero_first<Fmt>;
       constexpr size_t low_at = pairs_at + (Fmt::min ? Fmt::pairs * pair_bytes : 0);
       typename V::I low[P][T];
       for (int p = 0; p < P; p++)
         for (int t = 0; t < T; t++) low[p][t] = V::zero();
-      if constexpr (Fmt::min || zero)
+      if constexpr (Fmt::min || lower)
         for (int j = 0; j < Fmt::pairs; j++)
           for (int p = 0; p < P; p++) {
             const typename V::Pair pair = V::load_pairs(h[p] + low_at + j * pair_bytes);
@@ -199,12 +204,11 @@ void some_panels(const uint8_t* const* panels, const Activations& a, int64_t fir
       for (int p = 0; p < P; p++) {
         const typename V::F scale = V::load_half(h[p]);
         for (int t = 0; t < T; t++) {
+          if constexpr (lower) sum[p][t] = V::sub_times(sum[p][t], low[p][t], zero);
+          typename V::F value = V::fmul(V::to_float(sum[p][t]), scale);
           if constexpr (Fmt::min)
-            acc[p][t] = V::fma(V::to_float(low[p][t]),
-                               V::fmul(V::load_half(h[p] + d_bytes), V::fset(-d[t])), acc[p][t]);
-          else if constexpr (zero)
-            sum[p][t] = V::sub_times(sum[p][t], low[p][t], zero);
-          acc[p][t] = V::fma(V::to_float(sum[p][t]), V::fmul(scale, V::fset(d[t])), acc[p][t]);
+            value = V::fnma(V::to_float(low[p][t]), V::load_half(h[p] + d_bytes), value);
+          acc[p][t] = V::fma(value, V::fset(d[t]), acc[p][t]);
         }
       }
     }

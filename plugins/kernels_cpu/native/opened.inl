@@ -1,5 +1,7 @@
-// Panels opened for many tokens: every code becomes a byte once, instead of being put together, looked
-// up or signed once for every tile of tokens. Needs linear.inl before it.
+// Panels for many tokens, which lie near a core for all but the first of them. Needs linear.inl before it.
+//
+// Where that is worth it they are opened: every code becomes a byte once, instead of being put together,
+// looked up or signed once for every tile of tokens.
 //
 // A signed code w comes as two planes, |w| and m, whose bits all say whether w is negative:
 //
@@ -16,12 +18,18 @@
 namespace tmk {
 namespace {
 
+// Panels as they are stored.
+template <class Fmt>
+struct Near : Fmt {
+  static constexpr bool near = true;
+};
+
 // Starts [L] lie at the end of the scales, or, in affine types, behind each block.
 template <class V, class Fmt>
 struct InBytes : Fmt {
   static constexpr int base = 8, high = 0, book = 0;
   static constexpr bool is_signed = Fmt::is_signed && V::takes_signed;
-  static constexpr bool opened = true, split = is_signed;
+  static constexpr bool near = true, split = is_signed;
   static constexpr int planes = split ? 16 : 8;
   static constexpr size_t header(int lanes) {
     return to_lines(Fmt::header(lanes) + (split ? 4 * lanes : 0));
@@ -45,7 +53,7 @@ inline void open_block(const uint8_t* from, uint8_t* opened, const typename V::P
     }
     constexpr int8_t zeros[32] = {};
     const Block<V, To> to[1] = {{opened}};
-    V::template group<To, 0, 8, 1>(to, zeros, pair, which, sum);
+    V::template group<To, 0, 8, 1>(to, zeros, pair, which, nullptr, sum);
   } else {
     for (int i = 0; i < 8; i++) V::store(opened + plane * i, codes(i));
   }

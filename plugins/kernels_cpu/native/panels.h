@@ -8,9 +8,10 @@ namespace tmk {
 
 constexpr int kMaxTile = 8;
 constexpr int kMostRows = 16 * kStreams;  // of a strip
+constexpr int kStayingRows = 32;          // of one whose rows stay as stored and meet many tokens
 constexpr int64_t kNear = 256 << 10;  // bytes of weights that stay in a core's own cache
 constexpr int kMany = 32;             // tokens from which that matters
-constexpr int kOpening = 64;          // tokens from which opening panels takes less than it saves
+constexpr int kOpening = 64;          // the same, where they may be opened for that
 
 // Rows that are computed together: number `row` and those that follow it at a distance.
 struct Strip {
@@ -25,44 +26,85 @@ struct Strip {
       for (int r = 0; r < rows; r++) out[row + r * apart] = values[r];
   }
   void get(const float* from, float* values) const {
-    for (int r = 0; r < rows; r++) values[r] = from[row + r * apart];
+    if (apart == 1)
+      std::memcpy(values, from + row, sizeof(float) * rows);
+    else
+      for (int r = 0; r < rows; r++) values[r] = from[row + r * apart];
   }
   void add(const float* other, float* values) const {
-    for (int r = 0; r < rows; r++) values[r] += other[row + r * apart];
+    if (apart == 1)
+      for (int r = 0; r < rows; r++) values[r] += other[row + r];
+    else
+      for (int r = 0; r < rows; r++) values[r] += other[row + r * apart];
+  }
+  void fetch(const float* out) const {
+    for (int r = 0; r < rows; r += 16) __builtin_prefetch(out + row + r, 1);
   }
   void add_to(float* out, float factor, const float* values) const {
     for (int r = 0; r < rows; r++) out[row + r * apart] += factor * values[r];
   }
 };
 
-// Rows of a strip; the last one may have fewer.
-inline int strip_rows(const Isa& isa, const Linear& w) {
-  if (w.type > kCrossed) return kCrossedRows;
-  return stays(w.type) ? kStreams : kStreams * isa.lanes;
-}
-
-inline int64_t strips_of(const Isa& isa, const Linear& w) {
-  const int rows = strip_rows(isa, w);
-  return (w.rows + rows - 1) / rows;
-}
-
-inline Strip strip(const Isa& isa, const Linear& w, int64_t i) {
-  const int64_t apart = rows_apart(w);
-  if (w.type > kCrossed) {
-    // Rows from all over a set, so that those that share bytes are in one strip.
-    const int64_t strips = w.beside->height / kCrossedRows;
-    return {i / strips + i % strips * apart, kCrossedRows, apart * strips};
-  }
-  if (stays(w.type) && i < w.rows / kStreams) return {i, kStreams, apart};
-  const int rows = strip_rows(isa, w);
-  const int64_t row = i * rows;
-  return {row, w.rows - row < rows ? int(w.rows - row) : rows, 1};
-}
-
 inline const Tiles& tiles_of(const Isa& isa, const Linear& w) {
   const int bits = affine_bits(w.type);
   return bits ? isa.affine[bits] : isa.linear[w.type];
 }
+
+inline bool opens(const Isa& isa, const Linear& w, int64_t tokens) {
+  return tokens >= kOpening && !stays(w.type) && tiles_of(isa, w).open;
+}
+
+// How a weight's rows are cut into strips to meet as many tokens.
+class Strips {
+ public:
+  Strips(const Isa& isa, const Linear& w, int64_t tokens)
+      : isa(isa), w(w), many(tokens >= kMany), rows_(rows_of_one()),
+        count((w.rows + rows_ - 1) / rows_), at_once(most_at_once(tokens)) {}
+
+  Strip operator[](int64_t i) const {
+    const int64_t apart = rows_apart(w);
+    if (w.type > kCrossed) {
+      // Rows from all over a set, so that those that share bytes are in one strip.
+      const int64_t strips = w.beside->height / kCrossedRows;
+      return {i / strips + i % strips * apart, kCrossedRows, apart * strips};
+    }
+    if (stays(w.type) && !many && i < w.rows / kStreams) return {i, kStreams, apart};
+    const int64_t row = i * rows_;
+    return {row, w.rows - row < rows_ ? int(w.rows - row) : rows_, 1};
+  }
+
+  const Isa& isa;
+  const Linear& w;
+  const bool many;
+
+ private:
+  const int rows_;  // of a strip; the last one may have fewer
+
+  int rows_of_one() const {
+    if (w.type > kCrossed) return kCrossedRows;
+    if (stays(w.type)) return many ? kStayingRows : kStreams;
+    return kStreams * isa.lanes;
+  }
+
+  // With many tokens each tile of them meets all these, so they should stay near; with few, long pieces
+  // are read faster, short ones let threads finish together.
+  int64_t most_at_once(int64_t tokens) const {
+    int64_t rows = w.rows / (16 * omp_get_num_threads()), most = 128;
+    if (many) {
+      size_t panel = w.cols * (is_widened(w.type) ? 1 : plain_bytes(w.type)) * isa.lanes;
+      if (!stays(w.type))
+        panel = opens(isa, w, tokens) ? tiles_of(isa, w).opened_bytes(w) : panel_bytes(w, isa.lanes);
+      rows = kNear * isa.lanes / int64_t(panel);
+      most = 256;
+    }
+    rows = rows < 32 ? 32 : rows > most ? most : rows;
+    return rows / rows_ ? rows / rows_ : 1;
+  }
+
+ public:
+  const int64_t count;
+  const int64_t at_once;  // strips that a thread takes
+};
 
 // Panel n of a strip.
 inline const uint8_t* panel_of(const Isa& isa, const Linear& w, const Strip& s, int n) {
@@ -70,40 +112,51 @@ inline const uint8_t* panel_of(const Isa& isa, const Linear& w, const Strip& s, 
   return w.data + before * panel_bytes(w, isa.lanes);
 }
 
-inline bool opens(const Isa& isa, const Linear& w, int64_t tokens) {
-  return tokens >= kOpening && !stays(w.type) && tiles_of(isa, w).open;
-}
-
-// Strips first … last - 1, opened where tokens are many; none where there is no memory for them.
-class OpenedStrips {
+// Panels of strips first … last - 1, opened where their type is and tokens are many. Where there is no
+// memory for that they are taken like those of few tokens.
+class NearPanels {
  public:
-  OpenedStrips(const Isa& isa, const Linear& w, int64_t first, int64_t last, int64_t tokens)
-      : first_(first) {
-    if (!opens(isa, w, tokens)) return;
+  NearPanels(const Strips& strips, int64_t first, int64_t last, int64_t tokens)
+      : strips_(strips), first_(first) {
+    const Isa& isa = strips.isa;
+    const Linear& w = strips.w;
+    if (tokens < kOpening || stays(w.type)) return;
     const Tiles& tiles = tiles_of(isa, w);
+    times_ = tiles.near;
+    if (!tiles.open) return;
     size_ = tiles.opened_bytes(w);
     data_ = opened_scratch.get(kStreams * size_ * (last - first));
+    if (!data_) times_ = nullptr;
     for (int64_t i = first; data_ && i < last; i++) {
-      const Strip s = strip(isa, w, i);
+      const Strip s = strips[i];
       for (int n = 0; n * isa.lanes < s.rows; n++)
         tiles.open(w, panel_of(isa, w, s, n), data_ + (kStreams * (i - first) + n) * size_);
     }
   }
+  // What a full tile is multiplied with; null where tokens are few.
+  TileFn times() const { return times_; }
   // Panel n of strip i.
-  const uint8_t* panel(int64_t i, int n) const { return data_ + (kStreams * (i - first_) + n) * size_; }
-  explicit operator bool() const { return data_; }
+  const uint8_t* operator()(int64_t i, int n) const {
+    if (data_) return data_ + (kStreams * (i - first_) + n) * size_;
+    return panel_of(strips_.isa, strips_.w, strips_[i], n);
+  }
 
  private:
+  const Strips& strips_;
   int64_t first_;
+  TileFn times_ = nullptr;
   size_t size_ = 0;
   uint8_t* data_ = nullptr;
 };
 
 // Strip i times the tokens of one tile (of any eight, where rows stay as stored), out [n, kMostRows].
-inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, int64_t i,
-                        const Strip& s, const OpenedStrips& opened, Tile tile, float* out) {
+inline void strip_times(const Strips& strips, const Activations& x, int64_t i, const NearPanels& near,
+                        Tile tile, float* out) {
+  const Isa& isa = strips.isa;
+  const Linear& w = strips.w;
+  const Strip s = strips[i];
   if (w.type == kRounded) {
-    isa.rounded(w, s.row, s.rows, s.apart, x.brains + tile.first * w.cols, tile.n, out, kMostRows);
+    isa.rounded(w, s.row, s.rows, s.apart, x.brains + tile.first * brain_stride(w.cols), tile.n, out, kMostRows);
     return;
   }
   if (stays(w.type)) {
@@ -111,47 +164,33 @@ inline void strip_times(const Isa& isa, const Linear& w, const Activations& x, i
     times(w, s.row, s.rows, s.apart, x.x + tile.first * x.x_stride, x.x_stride, tile.n, out, kMostRows);
     return;
   }
-  const bool full = opened && tile.n == isa.tile;
+  const bool full = near.times() && tile.n == isa.tile;
   const int count = (s.rows + isa.lanes - 1) / isa.lanes;
   const uint8_t* panels[kStreams];  // those that the weight lacks are the first again
   for (int n = 0; n < kStreams; n++) {
     const int which = n < count ? n : 0;
-    panels[n] = full ? opened.panel(i, which) : panel_of(isa, w, s, which);
+    panels[n] = full ? near(i, which) : panel_of(isa, w, s, which);
   }
-  const Tiles& tiles = tiles_of(isa, w);
-  const TileFn times = full ? tiles.opened : tiles.stored[__builtin_ctz(tile.n)];
+  const TileFn times = full ? near.times() : tiles_of(isa, w).stored[__builtin_ctz(tile.n)];
   times(panels, count, w, x, tile.first, out, kMostRows);
 }
 
-// Strips that a thread takes at once. With many tokens each tile of them meets all these, so they
-// should stay near; with few, long pieces are read faster, short ones let threads finish together.
-inline int64_t strips_at_once(const Isa& isa, const Linear& w, int64_t T) {
-  int64_t rows = w.rows / (16 * omp_get_num_threads()), most = 128;
-  if (T >= kMany) {
-    size_t panel = w.cols * (is_widened(w.type) ? 1 : plain_bytes(w.type)) * isa.lanes;
-    if (!stays(w.type))
-      panel = opens(isa, w, T) ? tiles_of(isa, w).opened_bytes(w) : panel_bytes(w, isa.lanes);
-    rows = kNear * isa.lanes / int64_t(panel);
-    most = 256;
-  }
-  rows = rows < 32 ? 32 : rows > most ? most : rows;
-  const int64_t strips = rows / strip_rows(isa, w);
-  return strips ? strips : 1;
-}
-
 // use(strip, token, values) for strips first … last - 1 and tokens begin … end - 1: rows times the
-// token, and their biases.
+// token, and their biases. What is used for `out`, of `stride` numbers a token, is asked for meanwhile.
 template <class Use>
-inline void products(const Isa& isa, const Linear& w, const Activations& x, int64_t first,
-                     int64_t last, int64_t begin, int64_t end, Use use) {
-  const int most = stays(w.type) ? kMaxTile : isa.tile;
-  const OpenedStrips opened(isa, w, first, last, end - begin);
+inline void products(const Strips& strips, const Activations& x, int64_t first, int64_t last,
+                     int64_t begin, int64_t end, const float* out, int64_t stride, Use use) {
+  const Linear& w = strips.w;
+  const int most = stays(w.type) ? kMaxTile : strips.isa.tile;
+  const NearPanels near(strips, first, last, end - begin);
   for (int64_t t = begin; t < end;) {
     const Tile tile = tile_at(t, begin, end, most);
     for (int64_t i = first; i < last; i++) {
-      const Strip s = strip(isa, w, i);
+      const Strip s = strips[i];
+      if (strips.many && s.apart == 1)
+        for (int n = 0; n < tile.n; n++) s.fetch(out + (tile.first + n) * stride);
       alignas(64) float values[kMaxTile * kMostRows];
-      strip_times(isa, w, x, i, s, opened, tile, values);
+      strip_times(strips, x, i, near, tile, values);
       for (int n = 0; n < tile.n; n++) {
         float* one = values + n * kMostRows;
         if (w.bias) s.add(w.bias, one);

@@ -10,7 +10,9 @@ namespace {  // see formats.h
 
 struct Avx2 {
   static constexpr int L = 8, tile = 8;
-  static constexpr bool takes_signed = true, opens = true;
+  static constexpr bool takes_signed = true;
+  template <class Fmt> static constexpr bool zero_first = false;
+  template <class Fmt> static constexpr bool opens = true;
   template <class Fmt> static constexpr int sums = 8;
   template <class Fmt> static constexpr int slow_from = 4;
   using B = __m256i;
@@ -32,8 +34,8 @@ struct Avx2 {
   static void store(uint8_t* p, B a) { _mm256_storeu_si256((__m256i*)p, a); }
 
   static I zero() { return _mm256_setzero_si256(); }
-  static I times(const int16_t* a, int n) {
-    return _mm256_madd_epi16(_mm256_set1_epi16(*a), _mm256_set1_epi32(n & 0xffff));
+  template <int n> static I minus(const int16_t* a) {
+    return _mm256_madd_epi16(_mm256_set1_epi16(*a), _mm256_set1_epi32(-n & 0xffff));
   }
   static I load_ints(const uint8_t* p) { return load(p); }
   static I sub(I a, I b) { return _mm256_sub_epi32(a, b); }
@@ -46,6 +48,7 @@ struct Avx2 {
   static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
   static F fmul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }
   static F load_half(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
   static F load_brain(const uint8_t* p) {
     const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
@@ -85,7 +88,7 @@ struct Avx2 {
   template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static inline __attribute__((always_inline)) void group(const Fetch (&fetch)[P], const int8_t* x,
                                                           const Pair* pair, int which,
-                                                          I (&sum)[P][T]) {
+                                                          const int16_t*, I (&sum)[P][T]) {
     // Products are summed in 16 bits as long as they cannot overflow (two of max · 127 in each
     // step), then widened by the multiplication with the sub-scale.
     constexpr int fit = Fmt::is_signed ? 1 : 32767 / (Fmt::max * 127 * 2);

@@ -10,10 +10,14 @@ namespace {  // see formats.h
 
 struct Avx512 {
   static constexpr int L = 16, tile = 8;
-  static constexpr bool takes_signed = false, opens = true;
-  // Sums at once, in half of the registers. Opened panels lie near and need no streams: where sums
-  // are multiplied with sub-scales, those wide ones and the floats then have registers as well.
-  template <class Fmt> static constexpr int sums = Fmt::opened && Fmt::pairs ? 8 : 16;
+  static constexpr bool takes_signed = false;
+  // Where a code is put together from several places; others are quicker made again for every eight
+  // tokens than read from twice as many bytes.
+  template <class Fmt> static constexpr bool opens = Fmt::high > 0;
+  template <class Fmt> static constexpr bool zero_first = Fmt::near && Fmt::group == 16;
+  // Sums at once, in half of the registers. Panels that lie near need no streams: where sums are
+  // multiplied with sub-scales, those wide ones and the floats then have registers as well.
+  template <class Fmt> static constexpr int sums = Fmt::near && Fmt::pairs ? 8 : 16;
   // Tokens from which arithmetic takes longer than reading.
   template <class Fmt> static constexpr int slow_from = Fmt::planes < 8 ? 8 : 16;
   using B = __m512i;
@@ -36,18 +40,27 @@ struct Avx512 {
   static void store(uint8_t* p, B a) { _mm512_storeu_si512(p, a); }
 
   static I zero() { return _mm512_setzero_si512(); }
-  static I times(const int16_t* a, int n) {
-    return _mm512_madd_epi16(_mm512_set1_epi16(*a), _mm512_set1_epi32(n & 0xffff));
-  }
-  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
   static I sub_times(I a, I b, int n) {
     return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, _mm512_set1_epi32(n)));
   }
+  // -n times the lower or upper one of two numbers. Shifts leave multiplications to the products.
+  template <int n, bool Upper = false> static I minus(const int16_t* a) {
+    if constexpr ((n & (n - 1)) == 0) {
+      constexpr int bits = __builtin_ctz(n);
+      const I both = four(a);
+      if constexpr (Upper) return sub(zero(), _mm512_slli_epi32(_mm512_srai_epi32(both, 16), bits));
+      return sub(zero(), _mm512_srai_epi32(_mm512_slli_epi32(both, 16), 16 - bits));
+    }
+    return _mm512_madd_epi16(four(a), _mm512_set1_epi32(Upper ? -n * 65536 : -n & 0xffff));
+  }
+  static I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
   static F fzero() { return _mm512_setzero_ps(); }
   static F fset(float n) { return _mm512_set1_ps(n); }
   static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
   static F fmul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   static F load_half(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
   }
@@ -65,17 +78,23 @@ struct Avx512 {
     std::memcpy(&n, p, 4);
     return _mm512_set1_epi32(n);
   }
-  static I mul_pairs(I acc, Pair a, const int16_t* x) { return add(acc, _mm512_madd_epi16(a, four(x))); }
+  static I mul_pairs(I acc, Pair a, const int16_t* x) { return _mm512_dpwssd_epi32(acc, a, four(x)); }
 
+  // Adds a group's products for P panels and T tokens out of Side, each times the row's sub-scale; s are
+  // sums of the tokens' activations in both groups of the pair.
   template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static inline __attribute__((always_inline)) void group(const Fetch (&fetch)[P], const int8_t* x,
                                                           const Pair* pair, int which,
-                                                          I (&sum)[P][T]) {
+                                                          const int16_t* s, I (&sum)[P][T]) {
     I acc[P][T];
 #pragma GCC unroll 8
-    for (int p = 0; p < P; p++)
+    for (int t = 0; t < T; t++) {
+      I start = zero();
+      if constexpr (zero_first<Fmt> && Fmt::zero)
+        start = which ? minus<Fmt::zero, true>(s + 2 * t) : minus<Fmt::zero>(s + 2 * t);
 #pragma GCC unroll 8
-      for (int t = 0; t < T; t++) acc[p][t] = pair ? zero() : sum[p][t];
+      for (int p = 0; p < P; p++) acc[p][t] = pair ? start : sum[p][t];
+    }
 #pragma GCC unroll 8
     for (int i = First; i < First + Count; i++) {
 #pragma GCC unroll 8
@@ -88,13 +107,13 @@ struct Avx512 {
     }
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) {
-      I s = zero();
+      I scale = zero();
       if (pair)
-        s = which ? _mm512_srai_epi32(pair[p], 16)
-                  : _mm512_srai_epi32(_mm512_slli_epi32(pair[p], 16), 16);
+        scale = which ? _mm512_srai_epi32(pair[p], 16)
+                      : _mm512_srai_epi32(_mm512_slli_epi32(pair[p], 16), 16);
 #pragma GCC unroll 8
       for (int t = 0; t < T; t++)
-        sum[p][t] = pair ? add(sum[p][t], _mm512_mullo_epi32(acc[p][t], s)) : acc[p][t];
+        sum[p][t] = pair ? add(sum[p][t], _mm512_mullo_epi32(acc[p][t], scale)) : acc[p][t];
     }
   }
 };

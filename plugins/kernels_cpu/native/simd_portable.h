@@ -27,7 +27,9 @@ inline float half_to_float(uint16_t h) {
 template <int Lanes>
 struct Portable {
   static constexpr int L = Lanes, tile = 4;
-  static constexpr bool takes_signed = false, opens = false;
+  static constexpr bool takes_signed = false;
+  template <class Fmt> static constexpr bool zero_first = false;
+  template <class Fmt> static constexpr bool opens = false;
   template <class Fmt> static constexpr int sums = 8;
   template <class Fmt> static constexpr int slow_from = 4;
   struct B { uint8_t v[4 * L]; };
@@ -46,7 +48,7 @@ struct Portable {
   static B raised_by_128(B a) { for (auto& b : a.v) b ^= 128; return a; }
 
   static I zero() { return I{}; }
-  static I times(const int16_t* a, int n) { I o; for (auto& i : o.v) i = *a * n; return o; }
+  template <int n> static I minus(const int16_t* a) { I o; for (auto& i : o.v) i = *a * -n; return o; }
   static I add(I a, I b) { for (int i = 0; i < L; i++) a.v[i] += b.v[i]; return a; }
   static I sub_times(I a, I b, int n) { for (int i = 0; i < L; i++) a.v[i] -= b.v[i] * n; return a; }
   static F fzero() { return F{}; }
@@ -54,6 +56,7 @@ struct Portable {
   static F to_float(I a) { F o; for (int i = 0; i < L; i++) o.v[i] = float(a.v[i]); return o; }
   static F fmul(F a, F b) { for (int i = 0; i < L; i++) a.v[i] *= b.v[i]; return a; }
   static F fma(F a, F b, F c) { for (int i = 0; i < L; i++) c.v[i] += a.v[i] * b.v[i]; return c; }
+  static F fnma(F a, F b, F c) { for (int i = 0; i < L; i++) c.v[i] -= a.v[i] * b.v[i]; return c; }
   static F load_half(const uint8_t* p) {
     F o;
     for (int i = 0; i < L; i++) { uint16_t h; std::memcpy(&h, p + 2 * i, 2); o.v[i] = half_to_float(h); }
@@ -84,7 +87,7 @@ struct Portable {
   // Adds a group's products for P panels and T tokens out of Side, each times the row's sub-scale.
   template <class Fmt, int First, int Count, int Side, int P, int T, class Fetch>
   static void group(const Fetch (&fetch)[P], const int8_t* x, const Pair* pair, int which,
-                    I (&sum)[P][T]) {
+                    const int16_t*, I (&sum)[P][T]) {
     for (int p = 0; p < P; p++) {
       I acc[T] = {};
       for (int i = First; i < First + Count; i++) {

@@ -34,7 +34,7 @@ void Team::meet() {
 
 size_t activation_bytes(const Isa& isa, int64_t T, int64_t K) {
   const size_t codes = aligned(T * K) + aligned(T * K / 8) + aligned(T * K / 16) + aligned(T * K / 8);
-  const size_t brains = isa.rounded ? aligned(2 * T * K) : 0;
+  const size_t brains = isa.rounded ? aligned(2 * T * brain_stride(K)) : 0;
   return (codes > brains ? codes : brains) + 64;
 }
 
@@ -87,8 +87,8 @@ void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activa
 void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const Activations& x,
               int64_t T) {
   const auto pieces = [&](const Product& job) {
-    const int64_t step = strips_at_once(isa, *job.w, T);
-    return (strips_of(isa, *job.w) + step - 1) / step;
+    const Strips strips(isa, *job.w, T);
+    return (strips.count + strips.at_once - 1) / strips.at_once;
   };
   int64_t total = 0;
   for (int j = 0; j < count; j++) total += pieces(jobs[j]);
@@ -97,29 +97,29 @@ void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const 
     int64_t first = n;
     const Product* job = jobs;
     for (; first >= pieces(*job); job++) first -= pieces(*job);
-    const Linear& w = *job->w;
-    const int64_t step = strips_at_once(isa, w, T), strips = strips_of(isa, w);
-    first *= step;
-    const int64_t last = first + step < strips ? first + step : strips;
-    products(isa, w, x, first, last, 0, T, [&](const Strip& s, int64_t t, float* one) {
-      if (job->add) s.add(job->add + t * job->stride, one);
-      s.put(job->out + t * job->stride, one);
-    });
+    const Strips strips(isa, *job->w, T);
+    first *= strips.at_once;
+    const int64_t last = first + strips.at_once < strips.count ? first + strips.at_once : strips.count;
+    products(strips, x, first, last, 0, T, job->out, job->stride,
+             [&](const Strip& s, int64_t t, float* one) {
+               if (job->add) s.add(job->add + t * job->stride, one);
+               s.put(job->out + t * job->stride, one);
+             });
   }
   team.meet();
 }
 
 void multiply_gated(Team& team, const Isa& isa, const Linear& gate, const Linear& up, int act,
                     float* out, int64_t stride, const Activations& x, int64_t T) {
-  const int64_t step = strips_at_once(isa, gate, T), strips = strips_of(isa, gate);
+  const Strips gates(isa, gate, T), ups(isa, up, T);
 #pragma omp for schedule(dynamic, 1) nowait
-  for (int64_t first = 0; first < strips; first += step) {
-    const int64_t last = first + step < strips ? first + step : strips;
+  for (int64_t first = 0; first < gates.count; first += gates.at_once) {
+    const int64_t last = first + gates.at_once < gates.count ? first + gates.at_once : gates.count;
     // One matrix after the other, so that each is read as long streams.
-    products(isa, gate, x, first, last, 0, T, [&](const Strip& s, int64_t t, float* one) {
+    products(gates, x, first, last, 0, T, out, stride, [&](const Strip& s, int64_t t, float* one) {
       s.put(out + t * stride, one);
     });
-    products(isa, up, x, first, last, 0, T, [&](const Strip& s, int64_t t, float* raised) {
+    products(ups, x, first, last, 0, T, out, stride, [&](const Strip& s, int64_t t, float* raised) {
       float one[kMostRows];
       s.get(out + t * stride, one);
       isa.gate(act, one, raised, s.rows);
