@@ -34,8 +34,8 @@ SOURCES: dict[str, list[str]] = {
     "native/attention.cpp": ["-O2"],
     "native/block.cpp": ["-O2"],
     "native/draw.cpp": ["-O2"],
-    "native/experts.cpp": ["-O2"],
-    "native/work.cpp": ["-O2"],
+    "native/experts.cpp": ["-O3"],
+    "native/work.cpp": ["-O3"],
     "native/pack.cpp": ["-O2"],
     "native/unpack.cpp": ["-O2"],
 }

@@ -108,7 +108,8 @@ using PackFn = bool (*)(int rows, int64_t cols, const uint8_t* const* src, uint8
 struct Isa {
   const char* name;
   int lanes;
-  int tile;  // most tokens of a tile
+  int tile;     // most tokens of a tile
+  int in_line;  // tokens from which panels are taken as they lie, not one of each run of memory
   Tiles linear[40];             // by weight type
   PackFn pack[40];              // by weight type
   Tiles affine[9];              // by bits of a code

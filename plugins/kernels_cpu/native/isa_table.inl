@@ -47,6 +47,7 @@ Isa make_table(const char* name) {
   isa.name = name;
   isa.lanes = V::L;
   isa.tile = V::tile;
+  isa.in_line = V::in_line;
 #define X(F)                           \
   isa.linear[k##F] = tiles_of<V, F>(); \
   isa.pack[k##F] = pack_panel<F, V::L>;

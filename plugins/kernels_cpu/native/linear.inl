@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "crossing.inl"
 #include "formats.h"
 #include "isa.h"
 
@@ -90,7 +91,7 @@ template <class V, class Fmt, int Side>
 struct Taken {
   static constexpr bool composed = Fmt::high || (Fmt::is_signed && Fmt::book);
   static constexpr int tokens = Side == 8 && V::L == 8 && !composed ? 4 : Side;
-  static constexpr int room = V::template sums<Fmt> / tokens;
+  static constexpr int room = V::template sums<Fmt, Side> / tokens;
   static constexpr int panels = room < kStreams ? room : kStreams;
 };
 
@@ -243,6 +244,19 @@ inline void narrow(const int32_t* from, int8_t* to) {
 #endif
 }
 
+// Sums of the first 16 codes and of the others.
+inline void add_up(const int8_t* codes, int (&sum)[2]) {
+#if defined(__AVX2__)
+  const __m256i twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)codes));
+  const __m256i fours = _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
+  const __m256i eights = _mm256_hadd_epi32(fours, fours), all = _mm256_hadd_epi32(eights, eights);
+  sum[0] = _mm256_extract_epi32(all, 0);
+  sum[1] = _mm256_extract_epi32(all, 4);
+#else
+  for (int i = 0; i < 32; i++) sum[i / 16] += codes[i];
+#endif
+}
+
 // NaN and infinity make a block's scale NaN, so that they reach the result and no other token.
 void quantize_token(const float* x, const Activations& a, Tile tile, int64_t token, int super,
                     int64_t first, int64_t last) {
@@ -258,10 +272,9 @@ void quantize_token(const float* x, const Activations& a, Tile tile, int64_t tok
       const vi size = (vi)load(v + i) & 0x7fffffff;
       most = size > most ? size : most;
     }
-    int32_t bits = 0;
-    for (int i = 0; i < N; i++) bits = most[i] > bits ? most[i] : bits;
-    float largest;
-    std::memcpy(&largest, &bits, 4);
+    const float largest = across<1>((vf)most, [](vf a, vf b) { return (vf)((vi)a > (vi)b ? (vi)a : (vi)b); })[0];
+    int32_t bits;
+    std::memcpy(&bits, &largest, 4);
     const bool finite = bits < 0x7f800000, some = finite && largest > 1e-30f;
     const vf inverse = splat(some ? 127.0f / largest : 0.0f);
     a.d[tile.first * (K / super) + b * n + own] =
@@ -270,13 +283,10 @@ void quantize_token(const float* x, const Activations& a, Tile tile, int64_t tok
       int8_t codes[32] = {};
       int sum[2] = {0, 0};
       if (some) {
-        vi wide[32 / N], all[2] = {};
-        for (int j = 0; j < 32 / N; j++) {
-          wide[j] = rounded(load(v + i + j * N) * inverse);
-          all[j * N / 16] += wide[j];
-        }
+        vi wide[32 / N];
+        for (int j = 0; j < 32 / N; j++) wide[j] = rounded(load(v + i + j * N) * inverse);
         narrow((const int32_t*)wide, codes);
-        for (int j = 0; j < 2; j++) sum[j] = int(total(__builtin_convertvector(all[j], vf)));
+        add_up(codes, sum);
       }
       for (int j = 0; j < 32; j += 4) std::memcpy(q + (b * super + i + j) * n, codes + j, 4);
       const int64_t g = (b * super + i) / 32;

@@ -13,35 +13,41 @@ constexpr int64_t kNear = 256 << 10;  // bytes of weights that stay in a core's 
 constexpr int kMany = 32;             // tokens from which that matters
 constexpr int kOpening = 64;          // the same, where they may be opened for that
 
-// Rows that are computed together: number `row` and those that follow it at a distance.
+// Rows that are computed together: pieces of so many that follow each other, the first at `row`, the
+// next ones `apart` from it.
 struct Strip {
   int64_t row;
-  int rows;
+  int rows, piece;
   int64_t apart;
 
+  // use(row, n, count): n rows of the strip lie before `count` of the weight that begin at `row`.
+  template <class Use>
+  void each(Use use) const {
+    const int step = apart == piece ? rows : piece;
+    int64_t at = row;
+    for (int n = 0; n < rows; n += step, at += apart) use(at, n, rows - n < step ? rows - n : step);
+  }
+
   void put(float* out, const float* values) const {
-    if (apart == 1)
-      std::memcpy(out + row, values, sizeof(float) * rows);
-    else
-      for (int r = 0; r < rows; r++) out[row + r * apart] = values[r];
+    each([&](int64_t at, int n, int count) { std::memcpy(out + at, values + n, sizeof(float) * count); });
   }
   void get(const float* from, float* values) const {
-    if (apart == 1)
-      std::memcpy(values, from + row, sizeof(float) * rows);
-    else
-      for (int r = 0; r < rows; r++) values[r] = from[row + r * apart];
+    each([&](int64_t at, int n, int count) { std::memcpy(values + n, from + at, sizeof(float) * count); });
   }
   void add(const float* other, float* values) const {
-    if (apart == 1)
-      for (int r = 0; r < rows; r++) values[r] += other[row + r];
-    else
-      for (int r = 0; r < rows; r++) values[r] += other[row + r * apart];
-  }
-  void fetch(const float* out) const {
-    for (int r = 0; r < rows; r += 16) __builtin_prefetch(out + row + r, 1);
+    each([&](int64_t at, int n, int count) {
+      for (int i = 0; i < count; i++) values[n + i] += other[at + i];
+    });
   }
   void add_to(float* out, float factor, const float* values) const {
-    for (int r = 0; r < rows; r++) out[row + r * apart] += factor * values[r];
+    each([&](int64_t at, int n, int count) {
+      for (int i = 0; i < count; i++) out[at + i] += factor * values[n + i];
+    });
+  }
+  void fetch(const float* out) const {
+    each([&](int64_t at, int, int count) {
+      for (int i = 0; i < count; i += 16) __builtin_prefetch(out + at + i, 1);
+    });
   }
 };
 
@@ -58,19 +64,22 @@ inline bool opens(const Isa& isa, const Linear& w, int64_t tokens) {
 class Strips {
  public:
   Strips(const Isa& isa, const Linear& w, int64_t tokens)
-      : isa(isa), w(w), many(tokens >= kMany), rows_(rows_of_one()),
-        count((w.rows + rows_ - 1) / rows_), at_once(most_at_once(tokens)) {}
+      : isa(isa), w(w), many(tokens >= kMany), in_line_(!stays(w.type) && tokens >= isa.in_line && !many),
+        rows_(rows_of_one()), count(in_line_ ? in_runs() : (w.rows + rows_ - 1) / rows_),
+        at_once(most_at_once(tokens)) {}
 
   Strip operator[](int64_t i) const {
     const int64_t apart = rows_apart(w);
     if (w.type > kCrossed) {
       // Rows from all over a set, so that those that share bytes are in one strip.
       const int64_t strips = w.beside->height / kCrossedRows;
-      return {i / strips + i % strips * apart, kCrossedRows, apart * strips};
+      return {i / strips + i % strips * apart, kCrossedRows, 1, apart * strips};
     }
-    if (stays(w.type) && !many && i < w.rows / kStreams) return {i, kStreams, apart};
+    if (in_line_) return one_of_a_run(i);
+    if (stays(w.type) && !many && i < w.rows / kStreams) return {i, kStreams, 1, apart};
     const int64_t row = i * rows_;
-    return {row, w.rows - row < rows_ ? int(w.rows - row) : rows_, 1};
+    const int piece = stays(w.type) ? 1 : isa.lanes;
+    return {row, w.rows - row < rows_ ? int(w.rows - row) : rows_, piece, piece};
   }
 
   const Isa& isa;
@@ -78,12 +87,31 @@ class Strips {
   const bool many;
 
  private:
-  const int rows_;  // of a strip; the last one may have fewer
+  const bool in_line_;  // panels one after the other, as they lie, not one of each run
+  const int rows_;      // of a strip; the last one may have fewer
 
   int rows_of_one() const {
     if (w.type > kCrossed) return kCrossedRows;
     if (stays(w.type)) return many ? kStayingRows : kStreams;
     return kStreams * isa.lanes;
+  }
+
+  int64_t panels() const { return (w.rows + isa.lanes - 1) / isa.lanes; }
+  int64_t panels_of_run(int64_t run) const { return (panels() - run + kStreams - 1) / kStreams; }
+  int64_t strips_of_run(int64_t run) const { return (panels_of_run(run) + kStreams - 1) / kStreams; }
+  int64_t in_runs() const {
+    int64_t strips = 0;
+    for (int run = 0; run < kStreams; run++) strips += strips_of_run(run);
+    return strips;
+  }
+  Strip one_of_a_run(int64_t i) const {
+    int run = 0;
+    for (; i >= strips_of_run(run); run++) i -= strips_of_run(run);
+    const int64_t left = panels_of_run(run) - i * kStreams;
+    const int64_t first = (i * kStreams * kStreams + run) * isa.lanes;
+    const int64_t last = first + (left < kStreams ? left - 1 : kStreams - 1) * rows_;
+    const int64_t rest = w.rows - last < isa.lanes ? w.rows - last : isa.lanes;
+    return {first, int((last - first) / kStreams + rest), isa.lanes, rows_};
   }
 
   // With many tokens each tile of them meets all these, so they should stay near; with few, long pieces
@@ -108,7 +136,7 @@ class Strips {
 
 // Panel n of a strip.
 inline const uint8_t* panel_of(const Isa& isa, const Linear& w, const Strip& s, int n) {
-  const int64_t before = panels_before(w.rows, isa.lanes, s.row / isa.lanes + n);
+  const int64_t before = panels_before(w.rows, isa.lanes, (s.row + n * s.apart) / isa.lanes);
   return w.data + before * panel_bytes(w, isa.lanes);
 }
 
@@ -116,8 +144,8 @@ inline const uint8_t* panel_of(const Isa& isa, const Linear& w, const Strip& s, 
 // memory for that they are taken like those of few tokens.
 class NearPanels {
  public:
-  NearPanels(const Strips& strips, int64_t first, int64_t last, int64_t tokens)
-      : strips_(strips), first_(first) {
+  NearPanels(const Strips& strips, int64_t first, int64_t last, int64_t begin, int64_t tokens)
+      : strips_(strips), first_(first), begin_(begin) {
     const Isa& isa = strips.isa;
     const Linear& w = strips.w;
     if (tokens < kOpening || stays(w.type)) return;
@@ -133,8 +161,10 @@ class NearPanels {
         tiles.open(w, panel_of(isa, w, s, n), data_ + (kStreams * (i - first) + n) * size_);
     }
   }
-  // What a full tile is multiplied with; null where tokens are few.
-  TileFn times() const { return times_; }
+  // What a tile is multiplied with, if they lie near by then and it is full; else null.
+  TileFn times(Tile tile) const {
+    return tile.n == strips_.isa.tile && (data_ || tile.first != begin_) ? times_ : nullptr;
+  }
   // Panel n of strip i.
   const uint8_t* operator()(int64_t i, int n) const {
     if (data_) return data_ + (kStreams * (i - first_) + n) * size_;
@@ -143,7 +173,7 @@ class NearPanels {
 
  private:
   const Strips& strips_;
-  int64_t first_;
+  int64_t first_, begin_;
   TileFn times_ = nullptr;
   size_t size_ = 0;
   uint8_t* data_ = nullptr;
@@ -156,7 +186,8 @@ inline void strip_times(const Strips& strips, const Activations& x, int64_t i, c
   const Linear& w = strips.w;
   const Strip s = strips[i];
   if (w.type == kRounded) {
-    isa.rounded(w, s.row, s.rows, s.apart, x.brains + tile.first * brain_stride(w.cols), tile.n, out, kMostRows);
+    const uint16_t* from = x.brains + tile.first * brain_stride(w.cols);
+    isa.rounded(w, s.row, s.rows, s.apart, from, tile.n, out, kMostRows);
     return;
   }
   if (stays(w.type)) {
@@ -164,14 +195,14 @@ inline void strip_times(const Strips& strips, const Activations& x, int64_t i, c
     times(w, s.row, s.rows, s.apart, x.x + tile.first * x.x_stride, x.x_stride, tile.n, out, kMostRows);
     return;
   }
-  const bool full = near.times() && tile.n == isa.tile;
+  TileFn times = near.times(tile);
   const int count = (s.rows + isa.lanes - 1) / isa.lanes;
   const uint8_t* panels[kStreams];  // those that the weight lacks are the first again
   for (int n = 0; n < kStreams; n++) {
     const int which = n < count ? n : 0;
-    panels[n] = full ? near(i, which) : panel_of(isa, w, s, which);
+    panels[n] = times ? near(i, which) : panel_of(isa, w, s, which);
   }
-  const TileFn times = full ? near.times() : tiles_of(isa, w).stored[__builtin_ctz(tile.n)];
+  if (!times) times = tiles_of(isa, w).stored[__builtin_ctz(tile.n)];
   times(panels, count, w, x, tile.first, out, kMostRows);
 }
 
@@ -182,12 +213,12 @@ inline void products(const Strips& strips, const Activations& x, int64_t first, 
                      int64_t begin, int64_t end, const float* out, int64_t stride, Use use) {
   const Linear& w = strips.w;
   const int most = stays(w.type) ? kMaxTile : strips.isa.tile;
-  const NearPanels near(strips, first, last, end - begin);
+  const NearPanels near(strips, first, last, begin, end - begin);
   for (int64_t t = begin; t < end;) {
     const Tile tile = tile_at(t, begin, end, most);
     for (int64_t i = first; i < last; i++) {
       const Strip s = strips[i];
-      if (strips.many && s.apart == 1)
+      if (strips.many)
         for (int n = 0; n < tile.n; n++) s.fetch(out + (tile.first + n) * stride);
       alignas(64) float values[kMaxTile * kMostRows];
       strip_times(strips, x, i, near, tile, values);

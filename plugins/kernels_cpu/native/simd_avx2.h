@@ -9,11 +9,11 @@ namespace tmk {
 namespace {  // see formats.h
 
 struct Avx2 {
-  static constexpr int L = 8, tile = 8;
+  static constexpr int L = 8, tile = 8, in_line = 1 << 30;
   static constexpr bool takes_signed = true;
   template <class Fmt> static constexpr bool zero_first = false;
   template <class Fmt> static constexpr bool opens = true;
-  template <class Fmt> static constexpr int sums = 8;
+  template <class Fmt, int Side> static constexpr int sums = 8;
   template <class Fmt> static constexpr int slow_from = 4;
   using B = __m256i;
   using I = __m256i;

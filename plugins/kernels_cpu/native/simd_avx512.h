@@ -9,17 +9,17 @@ namespace tmk {
 namespace {  // see formats.h
 
 struct Avx512 {
-  static constexpr int L = 16, tile = 8;
+  static constexpr int L = 16, tile = 8, in_line = 8;
   static constexpr bool takes_signed = false;
   // Where a code is put together from several places; others are quicker made again for every eight
   // tokens than read from twice as many bytes.
   template <class Fmt> static constexpr bool opens = Fmt::high > 0;
   template <class Fmt> static constexpr bool zero_first = Fmt::near && Fmt::group == 16;
-  // Sums at once, in half of the registers. Panels that lie near need no streams: where sums are
-  // multiplied with sub-scales, those wide ones and the floats then have registers as well.
-  template <class Fmt> static constexpr int sums = Fmt::near && Fmt::pairs ? 8 : 16;
+  // Sums at once: all that registers have room for, if those that are multiplied with sub-scales and the
+  // floats are kept in memory. Eight tokens are better off with panel after panel, unless these lie near.
+  template <class Fmt, int Side> static constexpr int sums = Side == 8 && (Fmt::pairs || !Fmt::near) ? 8 : 16;
   // Tokens from which arithmetic takes longer than reading.
-  template <class Fmt> static constexpr int slow_from = Fmt::planes < 8 ? 8 : 16;
+  template <class Fmt> static constexpr int slow_from = 8;
   using B = __m512i;
   using I = __m512i;
   using F = __m512;

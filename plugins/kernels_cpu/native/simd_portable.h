@@ -26,11 +26,11 @@ inline float half_to_float(uint16_t h) {
 
 template <int Lanes>
 struct Portable {
-  static constexpr int L = Lanes, tile = 4;
+  static constexpr int L = Lanes, tile = 4, in_line = 1 << 30;
   static constexpr bool takes_signed = false;
   template <class Fmt> static constexpr bool zero_first = false;
   template <class Fmt> static constexpr bool opens = false;
-  template <class Fmt> static constexpr int sums = 8;
+  template <class Fmt, int Side> static constexpr int sums = 8;
   template <class Fmt> static constexpr int slow_from = 4;
   struct B { uint8_t v[4 * L]; };
   struct I { int32_t v[L]; };
