@@ -100,7 +100,7 @@ struct Taken {
 // compiler a function that does nothing else has no effect.
 template <class V, class Fmt, int Side>
 inline __attribute__((always_inline)) void fetch_ahead(const Block<V, Fmt>& w, size_t bytes) {
-  if constexpr (!Fmt::near && Side >= V::template slow_from<Fmt>)
+  if constexpr (!Fmt::near && Side >= V::slow_from)
     for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(w.p + 4096 + line);
 }
 
@@ -247,11 +247,11 @@ inline void narrow(const int32_t* from, int8_t* to) {
 // Sums of the first 16 codes and of the others.
 inline void add_up(const int8_t* codes, int (&sum)[2]) {
 #if defined(__AVX2__)
-  const __m256i twos = _mm256_maddubs_epi16(_mm256_set1_epi8(1), _mm256_loadu_si256((const __m256i*)codes));
-  const __m256i fours = _mm256_madd_epi16(twos, _mm256_set1_epi16(1));
-  const __m256i eights = _mm256_hadd_epi32(fours, fours), all = _mm256_hadd_epi32(eights, eights);
-  sum[0] = _mm256_extract_epi32(all, 0);
-  sum[1] = _mm256_extract_epi32(all, 4);
+  const __m256i ones = _mm256_set1_epi8(1), all = _mm256_loadu_si256((const __m256i*)codes);
+  const __m256i fours = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, all), _mm256_set1_epi16(1));
+  const __m256i eights = _mm256_hadd_epi32(fours, fours), halves = _mm256_hadd_epi32(eights, eights);
+  sum[0] = _mm256_extract_epi32(halves, 0);
+  sum[1] = _mm256_extract_epi32(halves, 4);
 #else
   for (int i = 0; i < 32; i++) sum[i / 16] += codes[i];
 #endif
@@ -272,7 +272,8 @@ void quantize_token(const float* x, const Activations& a, Tile tile, int64_t tok
       const vi size = (vi)load(v + i) & 0x7fffffff;
       most = size > most ? size : most;
     }
-    const float largest = across<1>((vf)most, [](vf a, vf b) { return (vf)((vi)a > (vi)b ? (vi)a : (vi)b); })[0];
+    const auto greater = [](vf a, vf b) { return (vf)((vi)a > (vi)b ? (vi)a : (vi)b); };
+    const float largest = across<1>((vf)most, greater)[0];
     int32_t bits;
     std::memcpy(&bits, &largest, 4);
     const bool finite = bits < 0x7f800000, some = finite && largest > 1e-30f;

@@ -1,7 +1,7 @@
-// Panels for many tokens, which lie near a core for all but the first of them. Needs linear.inl before it.
+// Panels that lie near a core, for all but the first of many tokens. Needs linear.inl before it.
 //
-// Where that is worth it they are opened: every code becomes a byte once, instead of being put together,
-// looked up or signed once for every tile of tokens.
+// Some are opened for that: every code becomes a byte once, instead of being put together, looked up or
+// signed once for every tile of tokens.
 //
 // A signed code w comes as two planes, |w| and m, whose bits all say whether w is negative:
 //

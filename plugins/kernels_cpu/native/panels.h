@@ -8,10 +8,10 @@ namespace tmk {
 
 constexpr int kMaxTile = 8;
 constexpr int kMostRows = 16 * kStreams;  // of a strip
-constexpr int kStayingRows = 32;          // of one whose rows stay as stored and meet many tokens
-constexpr int64_t kNear = 256 << 10;  // bytes of weights that stay in a core's own cache
-constexpr int kMany = 32;             // tokens from which that matters
-constexpr int kOpening = 64;          // the same, where they may be opened for that
+constexpr int64_t kNear = 256 << 10;      // bytes of weights that stay in a core's own cache
+constexpr int kMany = 32;                 // tokens from which that matters
+constexpr int kStayingRows = 32;          // of a strip that meets so many, where rows stay as stored
+constexpr int kOpening = 64;              // tokens from which opening panels takes less than it saves
 
 // Rows that are computed together: pieces of so many that follow each other, the first at `row`, the
 // next ones `apart` from it.
@@ -20,7 +20,7 @@ struct Strip {
   int rows, piece;
   int64_t apart;
 
-  // use(row, n, count): n rows of the strip lie before `count` of the weight that begin at `row`.
+  // use(row, n, count) for its pieces: `count` rows from `row` on, before which the strip has n others.
   template <class Use>
   void each(Use use) const {
     const int step = apart == piece ? rows : piece;

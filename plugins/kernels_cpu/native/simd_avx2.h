@@ -14,7 +14,7 @@ struct Avx2 {
   template <class Fmt> static constexpr bool zero_first = false;
   template <class Fmt> static constexpr bool opens = true;
   template <class Fmt, int Side> static constexpr int sums = 8;
-  template <class Fmt> static constexpr int slow_from = 4;
+  static constexpr int slow_from = 4;
   using B = __m256i;
   using I = __m256i;
   using F = __m256;

@@ -11,15 +11,18 @@ namespace {  // see formats.h
 struct Avx512 {
   static constexpr int L = 16, tile = 8, in_line = 8;
   static constexpr bool takes_signed = false;
-  // Where a code is put together from several places; others are quicker made again for every eight
-  // tokens than read from twice as many bytes.
+  // Whether panels are opened for many tokens: where a code is put together from several places. Others
+  // are quicker made again for every eight tokens than read from twice as many bytes.
   template <class Fmt> static constexpr bool opens = Fmt::high > 0;
+  // Whether zero points come off before sub-scales, by shifts in place of multiplications, of which codes
+  // that are put together leave none to spare.
   template <class Fmt> static constexpr bool zero_first = Fmt::near && Fmt::group == 16;
   // Sums at once: all that registers have room for, if those that are multiplied with sub-scales and the
   // floats are kept in memory. Eight tokens are better off with panel after panel, unless these lie near.
-  template <class Fmt, int Side> static constexpr int sums = Side == 8 && (Fmt::pairs || !Fmt::near) ? 8 : 16;
+  template <class Fmt, int Side>
+  static constexpr int sums = Side == 8 && (Fmt::pairs || !Fmt::near) ? 8 : 16;
   // Tokens from which arithmetic takes longer than reading.
-  template <class Fmt> static constexpr int slow_from = 8;
+  static constexpr int slow_from = 8;
   using B = __m512i;
   using I = __m512i;
   using F = __m512;

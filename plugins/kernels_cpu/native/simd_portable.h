@@ -31,7 +31,7 @@ struct Portable {
   template <class Fmt> static constexpr bool zero_first = false;
   template <class Fmt> static constexpr bool opens = false;
   template <class Fmt, int Side> static constexpr int sums = 8;
-  template <class Fmt> static constexpr int slow_from = 4;
+  static constexpr int slow_from = 4;
   struct B { uint8_t v[4 * L]; };
   struct I { int32_t v[L]; };
   struct F { float v[L]; };

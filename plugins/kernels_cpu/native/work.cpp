@@ -73,12 +73,14 @@ void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activa
   a.x = x;
   a.x_stride = stride;
   if (!super) return;  // the barrier before has let everybody see x
-  const int64_t parts = groups_of(a, super), step = parts < 8 ? parts : 8;
-  const int64_t pieces = T > 1 ? 1 : (parts + step - 1) / step;
+  // Of few tokens a thread takes some columns: those of one tile lie in the same lines of a cache.
+  const int64_t parts = groups_of(a, super), threads = omp_get_num_threads();
+  const int64_t step = T < isa.tile * threads ? (parts + threads - 1) / threads : parts;
+  const int64_t pieces = (parts + step - 1) / step;
 #pragma omp for schedule(static) nowait
   for (int64_t n = 0; n < T * pieces; n++) {
-    const int64_t t = n / pieces, first = n % pieces * step;
-    const int64_t last = T > 1 || first + step > parts ? parts : first + step;
+    const int64_t t = n % T, first = n / T * step;
+    const int64_t last = first + step > parts ? parts : first + step;
     isa.quantize(x + t * stride, a, tile_at(t, 0, T, isa.tile), t, super, first, last);
   }
   team.meet();
