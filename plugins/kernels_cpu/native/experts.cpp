@@ -138,13 +138,11 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
   }
 
   const int64_t each = work.active ? work.pairs / work.active : 0;
-  const Strips each_gate(isa, *e.gate, each);
-  const int64_t step = each_gate.at_once, strips = each_gate.count;
-  const int64_t pieces = (strips + step - 1) / step;
+  const Strips gates(isa, *e.gate, each);
+  const int64_t pieces = (gates.count + gates.at_once - 1) / gates.at_once;
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t n = 0; n < work.active * pieces; n++) {
-    const int64_t which = n / pieces, first = n % pieces * step;
-    const int64_t last = first + step < strips ? first + step : strips;
+    const int64_t which = n / pieces, first = n % pieces * gates.at_once, last = gates.end_of(first);
     const Strips gate(isa, e.gate[work.experts[which]], each), up(isa, e.up[work.experts[which]], each);
     // The rows of activations that this expert multiplies, and where their results lie.
     const int64_t shift = T == 1 ? work.starts[which] : 0;
@@ -172,7 +170,7 @@ void experts_all(Team& team, const Isa& isa, const Experts& e, const Routing& ro
   const Strips below(isa, *e.down, each);
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t first = 0; first < below.count; first += below.at_once) {
-    const int64_t last = first + below.at_once < below.count ? first + below.at_once : below.count;
+    const int64_t last = below.end_of(first);
     for (int64_t i = first; add != out && i < last; i++) {
       const Strip s = below[i];
       for (int64_t t = 0; t < T; t++) {

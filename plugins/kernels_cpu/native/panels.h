@@ -82,6 +82,9 @@ class Strips {
     return {row, w.rows - row < rows_ ? int(w.rows - row) : rows_, piece, piece};
   }
 
+  // Where those end that a thread takes from strip `first` on.
+  int64_t end_of(int64_t first) const { return first + at_once < count ? first + at_once : count; }
+
   const Isa& isa;
   const Linear& w;
   const bool many;

@@ -88,25 +88,18 @@ void quantize(Team& team, const Isa& isa, const float* x, int64_t stride, Activa
 
 void multiply(Team& team, const Isa& isa, const Product* jobs, int count, const Activations& x,
               int64_t T) {
-  const auto pieces = [&](const Product& job) {
+  for (int j = 0; j < count; j++) {
+    const Product& job = jobs[j];
     const Strips strips(isa, *job.w, T);
-    return (strips.count + strips.at_once - 1) / strips.at_once;
-  };
-  int64_t total = 0;
-  for (int j = 0; j < count; j++) total += pieces(jobs[j]);
 #pragma omp for schedule(dynamic, 1) nowait
-  for (int64_t n = 0; n < total; n++) {
-    int64_t first = n;
-    const Product* job = jobs;
-    for (; first >= pieces(*job); job++) first -= pieces(*job);
-    const Strips strips(isa, *job->w, T);
-    first *= strips.at_once;
-    const int64_t last = first + strips.at_once < strips.count ? first + strips.at_once : strips.count;
-    products(strips, x, first, last, 0, T, job->out, job->stride,
-             [&](const Strip& s, int64_t t, float* one) {
-               if (job->add) s.add(job->add + t * job->stride, one);
-               s.put(job->out + t * job->stride, one);
-             });
+    for (int64_t first = 0; first < strips.count; first += strips.at_once) {
+      const int64_t last = strips.end_of(first);
+      products(strips, x, first, last, 0, T, job.out, job.stride,
+               [&](const Strip& s, int64_t t, float* one) {
+                 if (job.add) s.add(job.add + t * job.stride, one);
+                 s.put(job.out + t * job.stride, one);
+               });
+    }
   }
   team.meet();
 }
@@ -116,7 +109,7 @@ void multiply_gated(Team& team, const Isa& isa, const Linear& gate, const Linear
   const Strips gates(isa, gate, T), ups(isa, up, T);
 #pragma omp for schedule(dynamic, 1) nowait
   for (int64_t first = 0; first < gates.count; first += gates.at_once) {
-    const int64_t last = first + gates.at_once < gates.count ? first + gates.at_once : gates.count;
+    const int64_t last = gates.end_of(first);
     // One matrix after the other, so that each is read as long streams.
     products(gates, x, first, last, 0, T, out, stride, [&](const Strip& s, int64_t t, float* one) {
       s.put(out + t * stride, one);
